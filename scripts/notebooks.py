@@ -1,0 +1,97 @@
+"""Run every notebook top to bottom, in a copy of its folder, and say which one fails.
+
+    python scripts/notebooks.py                        check that none holds outputs, then run them all
+    python scripts/notebooks.py --outputs FILE...      only check these for outputs (standard library only)
+
+A notebook may take two minutes, all of them together twelve. In the copy the later notebooks of a tour find
+what the earlier ones wrote, and the checkout stays as it was.
+"""
+
+import argparse
+import asyncio
+import json
+import logging
+import pathlib
+import shutil
+import sys
+import tempfile
+import time
+
+FOLDER = pathlib.Path(__file__).resolve().parents[1] / "notebooks"
+SECONDS_EACH, SECONDS_ALL = 120, 720
+log = logging.getLogger("notebooks")
+
+
+def has_outputs(path: pathlib.Path) -> bool:
+    """Whether any code cell holds an output or a count of its execution."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
+
+
+def check_outputs(paths: list[pathlib.Path]) -> int:
+    """How many of these notebooks hold outputs; each is named."""
+    stained = [path for path in paths if has_outputs(path)]
+    for path in stained:
+        log.error("%s holds outputs; clear them before committing (Clear Outputs of All Cells)", path.name)
+    return len(stained)
+
+
+def execute(path: pathlib.Path) -> None:
+    """Run one notebook from its own folder; raises what nbclient raises, TimeoutError among it."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(path.parent)}})
+    client.extra_arguments = ["--log-level=ERROR", "--colors=nocolor"]  # to the kernel
+    asyncio.run(asyncio.wait_for(client.async_execute(), SECONDS_EACH))
+
+
+def run_one(path: pathlib.Path) -> bool:
+    """Run one notebook and say how it went; a failing cell is shown with its traceback."""
+    from nbclient.exceptions import CellExecutionError, DeadKernelError
+
+    start = time.monotonic()
+    try:
+        execute(path)
+    except (CellExecutionError, DeadKernelError, TimeoutError) as error:
+        late = time.monotonic() - start >= SECONDS_EACH  # the kernel is stopped then, which looks like its death
+        log.error("%s: %s", path.name, f"took more than {SECONDS_EACH} s" if late else error)
+        return False
+    log.info("%s: %.0f s", path.name, time.monotonic() - start)
+    return True
+
+
+def run_all() -> int:
+    """Run all notebooks in order in a temporary copy; returns how many failed (a slow whole is one more)."""
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        copy = pathlib.Path(folder, FOLDER.name)
+        shutil.copytree(FOLDER, copy, ignore=shutil.ignore_patterns("runs", ".ipynb_checkpoints"))
+        failed = sum(not run_one(path) for path in sorted(copy.glob("*.ipynb")))
+    took = time.monotonic() - start
+    if took > SECONDS_ALL:
+        log.error("all notebooks together: %.0f s, more than %d s", took, SECONDS_ALL)
+        failed += 1
+    return failed
+
+
+def main() -> int:
+    """0 when all is well, 1 otherwise."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
+    logging.getLogger("traitlets").setLevel(logging.WARNING)
+    parser = argparse.ArgumentParser(description="Run the notebooks, or only look for outputs in them.")
+    parser.add_argument("--outputs", nargs="+", type=pathlib.Path, metavar="FILE")
+    chosen = parser.parse_args().outputs
+    if chosen is not None:
+        return int(check_outputs(chosen) > 0)
+    paths = sorted(FOLDER.glob("*.ipynb"))
+    if not paths:
+        log.error("no notebook in %s/", FOLDER.name)
+        return 1
+    return int(check_outputs(paths) > 0 or run_all() > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
