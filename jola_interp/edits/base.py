@@ -1,0 +1,154 @@
+"""What an edit is: a small module that changes activations at named places and knows nothing of models or files."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+Site = Literal["heads", "mlp"]
+"""``heads``: the output z of each attention head before W_O, [batch, pos, head, d_head] (TransformerLens
+``blocks.L.attn.hook_z``). ``mlp``: the output of the MLP, [batch, pos, d_model] (``blocks.L.mlp.hook_out``)."""
+Kind = Literal["additive", "multiplicative", "shared"]
+"""Kinds of gates. ``shared`` is one gate for both operations."""
+Noise = dict[tuple[str, str], Tensor]
+"""The uniform draws of one optimiser step: (site, kind) to u of shape [layer, unit]."""
+PenaltyForm = Literal["mean", "reference"]
+
+SITES: tuple[Site, ...] = ("heads", "mlp")
+
+
+@dataclass(frozen=True)
+class HeadShape:
+    """The attention geometry of a model. Heads are QUERY heads, also under grouped-query attention."""
+
+    layers: int
+    heads: int
+    kv_heads: int
+    d_head: int
+    d_model: int
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "heads", "kv_heads", "d_head", "d_model"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"head_shape.{name} must be at least 1, got {getattr(self, name)}")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"head_shape.kv_heads must divide heads ({self.heads}), got {self.kv_heads}")
+
+    def units(self, site: Site) -> tuple[int, int, int]:
+        """(layers, units a layer, width of a unit): [L, H, d_head] for heads, [L, 1, d_model] for the MLP."""
+        return (self.layers, self.heads, self.d_head) if site == "heads" else (self.layers, 1, self.d_model)
+
+
+@dataclass
+class Context:
+    """What an edit may know about the forward pass that it takes part in.
+
+    Attributes:
+        attention_mask: [batch, pos] 1 for tokens, 0 for padding; None if the caller passed none.
+        prompt_mask: [batch, pos] 1 on prompt tokens; None if not known.
+        decoding: True when the pass continues a cached prefix (a generation step after the first).
+        noise: the gate draws of this optimiser step; None at inference.
+        prepared: whatever :meth:`Edit.prepare` returned for this pass.
+    """
+
+    attention_mask: Tensor | None = None
+    prompt_mask: Tensor | None = None
+    decoding: bool = False
+    noise: Noise | None = None
+    prepared: Any = field(default=None, repr=False)
+
+
+class Edit(nn.Module, ABC):
+    """Base of all edits. A subclass says where it acts, what it does there, and what it costs.
+
+    The life of an edit: built as the identity, given its starting values by :meth:`initialise`, attached to a model
+    by a backend, and then, for every forward pass, :meth:`prepare` once and :meth:`forward` at each of its points.
+    """
+
+    type_name: ClassVar[str]
+    """The name under which a Run records the class."""
+    shape: HeadShape
+    initialised: bool = False
+    """Whether the parameters hold values worth keeping; ``fit`` initialises an edit that does not."""
+
+    @abstractmethod
+    def points(self) -> list[tuple[int, Site]]:
+        """The (layer, site) pairs at which the edit acts."""
+
+    @abstractmethod
+    def initialise(self, generator: torch.Generator) -> Edit:
+        """Draw starting values from the CPU ``generator``; returns the edit itself."""
+
+    @abstractmethod
+    def forward(self, activation: Tensor, layer: int, site: Site, context: Context) -> Tensor:
+        """The edited activation, of the same shape and dtype."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """JSON-ready arguments from which an equal edit (but for its tensors) can be built."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """Name to tensor, as stored in ``edit.safetensors``."""
+
+    @abstractmethod
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> Edit:
+        """Take over what :meth:`tensors` gave. Raises ValueError on unknown, missing, misshapen or non-finite ones."""
+
+    @abstractmethod
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """``vectors`` and, where there are any, ``gates``: they train with learning rates of their own."""
+
+    @abstractmethod
+    def n_parameters(self) -> int:
+        """How many numbers train: one per vector component and one per gate, editable units only."""
+
+    def prepare(self, context: Context, dtype: torch.dtype) -> Any:
+        """Arithmetic to be done once a pass for all layers. What it returns comes back as ``context.prepared``."""
+        return None
+
+    def draw(self, generator: torch.Generator) -> Noise:
+        """The randomness of one optimiser step. Edits without gates need none."""
+        return {}
+
+    def log_alphas(self) -> dict[tuple[Site, Kind], Tensor]:
+        """(site, kind) to log α [layer, unit], detached; empty for edits without gates."""
+        return {}
+
+    def penalty(self, form: PenaltyForm = "mean") -> dict[Kind, Tensor]:
+        """Kind of gate to its share of the sparsity penalty, a scalar; empty for edits without gates."""
+        return {}
+
+
+def unit_label(site: Site, layer: int, unit: int) -> str:
+    """``L3H7`` for a head, ``L3MLP`` for an MLP."""
+    return f"L{layer}H{unit}" if site == "heads" else f"L{layer}MLP"
+
+
+def parse_units(names: Iterable[str | tuple[int, int]], shape: HeadShape) -> list[tuple[int, int]]:
+    """Heads as (layer, head) pairs, from labels ("L3H7") or pairs.
+
+    Raises:
+        ValueError: a label that does not read L<layer>H<head>, or a head outside ``shape``.
+    """
+    return [_parse_unit(name, shape) for name in names]
+
+
+def _parse_unit(name: str | tuple[int, int], shape: HeadShape) -> tuple[int, int]:
+    if isinstance(name, str):
+        layer_text, separator, head_text = name.upper().removeprefix("L").partition("H")
+        if not (separator and layer_text.isdigit() and head_text.isdigit()):
+            raise ValueError(f"heads: {name!r} is not a head; write L<layer>H<head>, such as L3H7")
+        layer, head = int(layer_text), int(head_text)
+    else:
+        layer, head = (int(number) for number in name)
+    if not (0 <= layer < shape.layers and 0 <= head < shape.heads):
+        raise ValueError(
+            f"heads: L{layer}H{head} is not in this model (layers 0–{shape.layers - 1}, heads 0–{shape.heads - 1})"
+        )
+    return layer, head

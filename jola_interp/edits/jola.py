@@ -1,0 +1,324 @@
+"""JoLA and its ablations: z' = (1 + g_m·m) ⊙ z + g_a·a with one gate, two gates or none."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Literal, cast, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from jola_interp import gates as hardconcrete
+from jola_interp.edits.base import (
+    SITES,
+    Context,
+    Edit,
+    HeadShape,
+    Kind,
+    Noise,
+    PenaltyForm,
+    Site,
+    parse_units,
+)
+
+Gates = Literal["separate", "shared", "none"]
+Operations = Literal["both", "add", "multiply"]
+InferenceGate = Literal["expected", "point", "hard"]
+Operation = Literal["additive", "multiplicative"]
+
+_OPERATIONS: dict[Operations, tuple[Operation, ...]] = {
+    "both": ("additive", "multiplicative"),
+    "add": ("additive",),
+    "multiply": ("multiplicative",),
+}
+
+
+class SiteEdit(nn.Module):
+    """The vectors and gates of one site, as full arrays [layer, unit, width] with a mask of editable units."""
+
+    mask: Tensor
+
+    def __init__(self, mask: Bool[Tensor, "layer unit"], width: int, operations: tuple[Operation, ...], gates: Gates):
+        super().__init__()
+        self.operations, self.gates = operations, gates
+        self.register_buffer("mask", mask)
+        self.vectors = nn.ParameterDict({name: torch.zeros(*mask.shape, width) for name in operations})
+        self.kinds: tuple[Kind, ...] = {"separate": operations, "shared": ("shared",), "none": ()}[gates]
+        self.log_alpha = nn.ParameterDict({kind: torch.zeros(mask.shape) for kind in self.kinds})
+
+    def gate_of(self, operation: Operation) -> Kind:
+        """The kind of the gate that ``operation`` listens to."""
+        return "shared" if self.gates == "shared" else operation
+
+    def gate_values(self, inference: InferenceGate, draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Kind to gate [layer, unit]: sampled where ``draws`` holds uniforms, else the ``inference`` gate."""
+        at_inference = hardconcrete.INFERENCE[inference]
+        return {
+            kind: hardconcrete.sample(log_alpha, draws[kind]) if kind in draws else at_inference(log_alpha)
+            for kind, log_alpha in self.log_alpha.items()
+        }
+
+    def gated(self, operation: Operation, gates: Mapping[str, Tensor]) -> Float[Tensor, "layer unit width"] | None:
+        """g·v for one operation, 0 where not editable; None where the edit has no such operation."""
+        if operation not in self.vectors:
+            return None
+        weight = self.mask.to(self.vectors[operation].dtype)
+        if self.gates != "none":
+            weight = weight * gates[self.gate_of(operation)]
+        return weight[..., None] * self.vectors[operation]
+
+
+class JoLA(Edit):
+    """z' = (1 + g_m·m) ⊙ z + g_a·a on every head (or MLP) output, the same at every token.
+
+    m, a ∈ R^width are vectors, g_m, g_a ∈ [0, 1] HardConcrete gates (:mod:`jola_interp.gates`). Both gates 0 is the
+    identity, bit for bit. Parameters: 2·L·H·d_head + 2·L·H for the full method on heads.
+
+    Args:
+        shape: the model's head shape (``model.head_shape``).
+        gates: ``separate`` one gate per operation (JoLA) · ``shared`` one for both · ``none`` g = 1.
+        operations: ``both`` · ``add`` offset only · ``multiply`` scale only.
+        sites: any non-empty subset of ``("heads", "mlp")``.
+        layers: restrict the edit to these layers; None is all.
+        heads: restrict the ``heads`` site to these heads, as "L3H7" or (3, 7); None is all.
+        inference: the gate used at inference: ``expected`` (the paper: E[g], 0 where the point gate is 0), ``point``
+            (the released code) or ``hard``.
+        init_std: standard deviation of the starting vectors.
+        init_log_alpha: where gates start: 2 is open (P(open) = .94), 0 is half-way (.69).
+        init_spread: half-width of the uniform noise around it; None is the released code's Xavier bound
+            sqrt(6/(H + 1)).
+
+    Raises:
+        ValueError: an unknown switch, a layer or head outside the model, or nothing left to edit.
+
+    Source: JoLA (arXiv 2502.01179) §3.1–3.3, eq. 4–7; ablations of its §5.
+    """
+
+    type_name: ClassVar[str] = "jola"
+
+    def __init__(
+        self,
+        shape: HeadShape,
+        *,
+        gates: Gates = "separate",
+        operations: Operations = "both",
+        sites: Iterable[Site] = ("heads",),
+        layers: Iterable[int] | None = None,
+        heads: Iterable[str | tuple[int, int]] | None = None,
+        inference: InferenceGate = "expected",
+        init_std: float = 1e-3,
+        init_log_alpha: float = 2.0,
+        init_spread: float | None = None,
+    ):
+        super().__init__()
+        _check_switches(gates=gates, operations=operations, inference=inference)
+        self.shape, self.gates, self.operations, self.inference = shape, gates, operations, inference
+        self.init_std, self.init_log_alpha, self.init_spread = init_std, init_log_alpha, init_spread
+        self.sites = nn.ModuleDict()
+        for site in _checked_sites(sites):
+            mask = _editable(shape, site, layers, heads)
+            self.sites[site] = SiteEdit(mask, shape.units(site)[2], _OPERATIONS[operations], gates)
+        if not self.points():
+            raise ValueError("layers/heads: nothing is left to edit")
+
+    def site(self, name: Site) -> SiteEdit:
+        """The vectors and gates of one site."""
+        return cast(SiteEdit, self.sites[name])
+
+    def points(self) -> list[tuple[int, Site]]:
+        return [
+            (layer, cast(Site, name))
+            for name in self.sites
+            for layer in range(self.shape.layers)
+            if bool(self.site(cast(Site, name)).mask[layer].any())
+        ]
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator) -> JoLA:
+        """m, a ~ N(0, init_std²), log α ~ init_log_alpha + U(±init_spread); non-editable units stay at 0."""
+        for name, part in self._parts():
+            editable = part.mask
+            for vector in part.vectors.values():
+                draw = torch.randn(vector.shape, generator=generator) * self.init_std
+                vector.copy_(draw * editable[..., None])
+            spread = self.init_spread
+            if spread is None:
+                spread = math.sqrt(6 / (self.shape.units(name)[1] + 1))
+            for log_alpha in part.log_alpha.values():
+                noise = (2 * torch.rand(log_alpha.shape, generator=generator) - 1) * spread
+                log_alpha.copy_((self.init_log_alpha + noise) * editable)
+        self.initialised = True
+        return self
+
+    def draw(self, generator: torch.Generator) -> Noise:
+        return {key: hardconcrete.uniform_like(value, generator) for key, value in self.log_alphas().items()}
+
+    def prepare(self, context: Context, dtype: torch.dtype) -> dict[str, list[tuple[Tensor | None, Tensor | None]]]:
+        """Site to (1 + g_m·m, g_a·a) per layer: gate maths in float32 for all layers at once, then ``dtype``."""
+        prepared = {}
+        for name, part in self._parts():
+            draws = {kind: u for (site, kind), u in (context.noise or {}).items() if site == name}
+            values = part.gate_values(self.inference, draws)
+            scale, shift = part.gated("multiplicative", values), part.gated("additive", values)
+            scales = [None] * self.shape.layers if scale is None else (1 + scale).to(dtype).unbind()
+            shifts = [None] * self.shape.layers if shift is None else shift.to(dtype).unbind()
+            prepared[name] = list(zip(scales, shifts, strict=True))
+        return prepared
+
+    def forward(
+        self, activation: Float[Tensor, "batch pos *unit width"], layer: int, site: Site, context: Context
+    ) -> Float[Tensor, "batch pos *unit width"]:
+        scale, shift = context.prepared[site][layer]
+        if scale is None:
+            return activation + shift.to(activation)
+        if shift is None:
+            return activation * scale.to(activation)
+        # One pass over the activation; `.to` is free unless layers live on several devices.
+        return torch.addcmul(shift.to(activation), activation, scale.to(activation))
+
+    def log_alphas(self) -> dict[tuple[Site, Kind], Tensor]:
+        return {
+            (name, cast(Kind, kind)): value.detach()
+            for name, part in self._parts()
+            for kind, value in part.log_alpha.items()
+        }
+
+    def penalty(self, form: PenaltyForm = "mean") -> dict[Kind, Tensor]:
+        """Kind to its part of the penalty.
+
+        ``mean``: Σ P(open) of that kind over the number of all gates, so that the parts add up to the mean P(open)
+        (the paper's sum, on a scale that means the same for any model size). ``reference``: the released code's
+        Σ_layers mean_heads clamp(P(open), 1e-6, 1 − 1e-6) / (L·H).
+        """
+        total = sum(int(part.mask.sum()) * len(part.kinds) for _, part in self._parts())
+        parts: dict[Kind, Tensor] = {}
+        for name, part in self._parts():
+            layers, units, _ = self.shape.units(name)
+            divisor = total if form == "mean" else units * layers * units
+            for kind, log_alpha in part.log_alpha.items():
+                opens = hardconcrete.p_open(log_alpha)
+                if form == "reference":
+                    opens = opens.clamp(1e-6, 1 - 1e-6)
+                term = (opens * part.mask).sum() / divisor
+                parts[cast(Kind, kind)] = parts.get(cast(Kind, kind), torch.zeros_like(term)) + term
+        return parts
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        vectors = [p for _, part in self._parts() for p in part.vectors.values()]
+        gates = [p for _, part in self._parts() for p in part.log_alpha.values()]
+        return {"vectors": vectors, "gates": gates} if gates else {"vectors": vectors}
+
+    def n_parameters(self) -> int:
+        return sum(
+            int(part.mask.sum()) * (len(part.vectors) * self.shape.units(name)[2] + len(part.kinds))
+            for name, part in self._parts()
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """The switches. Which units are editable is not among them: that is the stored ``mask``."""
+        return {
+            "gates": self.gates,
+            "operations": self.operations,
+            "sites": list(self.sites),
+            "inference": self.inference,
+            "init_std": self.init_std,
+            "init_log_alpha": self.init_log_alpha,
+            "init_spread": self.init_spread,
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for name, part in self._parts():
+            found[f"mask.{name}"] = part.mask
+            found |= {f"{operation}.{name}": vector.detach() for operation, vector in part.vectors.items()}
+            found |= {f"log_alpha.{name}.{kind}": value.detach() for kind, value in part.log_alpha.items()}
+        return found
+
+    @torch.no_grad()
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> JoLA:
+        own = self.tensors()
+        if tensors.keys() != own.keys():
+            missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+            raise ValueError(f"tensors: missing {missing or 'none'}, unknown {unknown or 'none'}")
+        for name, target in own.items():
+            given = tensors[name]
+            if given.shape != target.shape or given.dtype != target.dtype:
+                raise ValueError(
+                    f"{name}: expected {target.dtype} {list(target.shape)}, found {given.dtype} {list(given.shape)}"
+                )
+            if not bool(torch.isfinite(given).all()):
+                raise ValueError(f"{name}: expected finite numbers, found NaN or infinity")
+        for name, target in own.items():
+            target.copy_(tensors[name])
+        self.initialised = True
+        return self
+
+    @torch.no_grad()
+    def restricted(
+        self,
+        heads: Iterable[str | tuple[int, int]] | None = None,
+        kinds: Iterable[Operation] | None = None,
+        strength: float = 1.0,
+    ) -> JoLA:
+        """A copy that edits only some heads, only by some operations, or by a multiple of the trained edit.
+
+        Args:
+            heads: heads to keep ("L3H7" or (3, 7)); the MLP site is dropped when given. None keeps all.
+            kinds: subset of ("additive", "multiplicative"). None keeps both.
+            strength: factor on both vectors, z + strength·(z' − z); 0 is the identity, 1 the trained edit.
+
+        Raises:
+            ValueError: a head outside the model, an unknown kind, or a strength that is not finite.
+        """
+        kept = set(get_args(Operation) if kinds is None else kinds)
+        if unknown := kept - set(get_args(Operation)):
+            raise ValueError(f"kinds must be a subset of {get_args(Operation)}, got {sorted(unknown)}")
+        if not math.isfinite(strength):
+            raise ValueError(f"strength must be a finite number, got {strength}")
+        clone = copy.deepcopy(self)
+        chosen = None if heads is None else _editable(self.shape, "heads", None, heads)
+        for name, part in clone._parts():
+            keep = part.mask if chosen is None else part.mask & (chosen if name == "heads" else False)
+            for operation, vector in part.vectors.items():
+                vector.mul_(strength * keep[..., None] * (operation in kept))
+        return clone
+
+    def _parts(self) -> list[tuple[Site, SiteEdit]]:
+        return [(cast(Site, name), cast(SiteEdit, part)) for name, part in self.sites.items()]
+
+
+def _check_switches(**given: str) -> None:
+    allowed = {"gates": get_args(Gates), "operations": get_args(Operations), "inference": get_args(InferenceGate)}
+    for name, value in given.items():
+        if value not in allowed[name]:
+            raise ValueError(f"{name} must be one of {', '.join(allowed[name])}; got {value!r}")
+
+
+def _checked_sites(sites: Iterable[Site]) -> list[Site]:
+    chosen = set(sites)
+    if not chosen or chosen - set(SITES):
+        raise ValueError(f"sites must be a non-empty subset of {SITES}, got {sorted(chosen)}")
+    return [site for site in SITES if site in chosen]
+
+
+def _editable(
+    shape: HeadShape, site: Site, layers: Iterable[int] | None, heads: Iterable[str | tuple[int, int]] | None
+) -> Bool[Tensor, "layer unit"]:
+    """True where a unit may be edited."""
+    n_layers, n_units, _ = shape.units(site)
+    mask = torch.ones(n_layers, n_units, dtype=torch.bool)
+    if layers is not None:
+        chosen = sorted(set(layers))
+        if outside := [layer for layer in chosen if not 0 <= layer < n_layers]:
+            raise ValueError(f"layers: {outside} are not in this model (layers 0–{n_layers - 1})")
+        mask = torch.zeros_like(mask)
+        mask[chosen] = True
+    if heads is not None and site == "heads":
+        named = torch.zeros_like(mask)
+        for layer, head in parse_units(heads, shape):
+            named[layer, head] = True
+        mask &= named
+    return mask
