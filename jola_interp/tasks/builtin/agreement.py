@@ -1,0 +1,99 @@
+"""Subject-verb agreement in English, with and without a noun of the other number in between.
+
+What a model must know: that the verb agrees with the head of the subject ("the keys near the cabinet are"),
+not with the noun next to it; and the plurals of common nouns, some of them irregular.
+
+How it is balanced, each in turn: singular and plural subjects; no second noun, a second noun of the same
+number and one of the other number (an attractor); the verbs is/are, was/were and has/have. So always taking
+the singular is right in half of the rows, and agreeing with the nearest noun in two thirds of them.
+
+The balance holds up to 86,400 rows, where the subjects without a second noun are used up; there are
+8,092,800 in all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from math import prod
+
+from jola_interp.tasks.base import Example, Task
+from jola_interp.tasks.builtin.deck import Deck, digits
+
+NAME = "agreement"
+REQUIRES = "that a verb agrees in number with the head of its subject, not with the nearest noun"
+NUMBERS = ("singular", "plural")
+SECOND = ("none", "same", "other")
+VERBS = (("is", "are"), ("was", "were"), ("has", "have"))
+LEADS = (
+    "The", "Of course, the", "As far as I know, the", "For some reason, the", "According to the report, the",
+    "It seems that the", "Everyone says that the", "I believe that the", "We heard that the",
+    "In this story, the",
+)  # fmt: skip
+OF_THINGS = (
+    "old", "new", "small", "large", "strange", "pretty", "cheap", "dusty", "wooden", "colorful", "plain",
+    "French",
+)  # fmt: skip
+OF_PEOPLE = (
+    "old", "new", "young", "tall", "friendly", "famous", "quiet", "clever", "patient", "nervous", "cheerful",
+    "French",
+)  # fmt: skip
+PLACES = ("near", "behind", "beside", "next to", "in front of")
+THINGS = (
+    ("key", "keys"), ("book", "books"), ("box", "boxes"), ("clock", "clocks"), ("lamp", "lamps"),
+    ("chair", "chairs"), ("picture", "pictures"), ("cup", "cups"), ("bottle", "bottles"),
+    ("basket", "baskets"), ("map", "maps"), ("bicycle", "bicycles"), ("mirror", "mirrors"),
+    ("knife", "knives"), ("toy", "toys"), ("plate", "plates"), ("vase", "vases"), ("candle", "candles"),
+    ("radio", "radios"), ("dish", "dishes"),
+)  # fmt: skip
+PEOPLE = (
+    ("teacher", "teachers"), ("doctor", "doctors"), ("farmer", "farmers"), ("child", "children"),
+    ("student", "students"), ("nurse", "nurses"), ("painter", "painters"), ("pilot", "pilots"),
+    ("baker", "bakers"), ("lawyer", "lawyers"), ("singer", "singers"), ("woman", "women"), ("man", "men"),
+    ("boy", "boys"), ("girl", "girls"), ("lady", "ladies"), ("writer", "writers"), ("guest", "guests"),
+    ("actor", "actors"), ("dancer", "dancers"),
+)  # fmt: skip
+SUBJECTS = THINGS + PEOPLE
+ATTRACTORS = (
+    ("cabinet", "cabinets"), ("table", "tables"), ("door", "doors"), ("window", "windows"), ("tree", "trees"),
+    ("car", "cars"), ("wall", "walls"), ("gate", "gates"), ("bench", "benches"), ("truck", "trucks"),
+    ("statue", "statues"), ("fountain", "fountains"), ("house", "houses"), ("bridge", "bridges"),
+    ("fence", "fences"), ("tent", "tents"), ("desk", "desks"), ("shelf", "shelves"), ("boat", "boats"),
+    ("barrel", "barrels"), ("ladder", "ladders"), ("tower", "towers"), ("piano", "pianos"), ("sofa", "sofas"),
+    ("counter", "counters"), ("bus", "buses"), ("church", "churches"), ("shop", "shops"),
+)  # fmt: skip
+ALONE = (len(SUBJECTS), len(OF_THINGS), len(LEADS))
+WITH_SECOND = (*ALONE, len(PLACES), len(ATTRACTORS))
+
+Pile = tuple[str, str, tuple[str, str]]
+
+
+def build(n_train: int, n_validation: int, n_test: int, seed: int) -> Task:
+    """The task with these numbers of rows; TaskError for more than 8,092,800 in all."""
+    deck: Deck[Pile] = Deck(NAME, seed, {pile: prod(_sizes(pile)) for pile in product(NUMBERS, SECOND, VERBS)})
+    splits = deck.deal(_rows, n_train, n_validation, n_test)
+    return Task(NAME, *splits, kind="choice", requires=REQUIRES)
+
+
+def _sizes(pile: Pile) -> tuple[int, ...]:
+    return ALONE if pile[1] == "none" else WITH_SECOND
+
+
+def _rows(deck: Deck[Pile]) -> Iterator[Example]:
+    for wanted in zip(deck.rounds(NUMBERS), deck.rounds(SECOND), deck.rounds(VERBS), strict=True):
+        pile, number = deck.draw(wanted)
+        verbs, plural = pile[2], pile[0] == "plural"
+        question = f"Continue the sentence with the right verb, {verbs[0]} or {verbs[1]}."
+        yield Example(f"{question}\n\n{_subject(pile, number)}", verbs[plural], options=verbs)
+
+
+def _subject(pile: Pile, number: int) -> str:
+    """The beginning of a sentence, up to where its verb belongs."""
+    noun, adjective, lead, *rest = digits(number, _sizes(pile))
+    plural = pile[0] == "plural"
+    adjectives = OF_THINGS if noun < len(THINGS) else OF_PEOPLE
+    phrase = f"{LEADS[lead]} {adjectives[adjective]} {SUBJECTS[noun][plural]}"
+    if not rest:
+        return phrase
+    place, second = rest
+    return f"{phrase} {PLACES[place]} the {ATTRACTORS[second][plural == (pile[1] == 'same')]}"

@@ -1,0 +1,67 @@
+"""Indirect object identification: who is given something, when two people are named and one of them gives.
+
+What a model must know: that the giver is not the receiver, so the name that is not repeated is the answer.
+On this task name-mover, duplicate-token and S-inhibition heads were first described (Wang et al. 2022); the
+names, places, things and sentences here are our own.
+
+How it is balanced: the orders ABBA ("When Mary and John …, John gave … to", Mary) and BABA ("When John and
+Mary …, John gave … to", Mary) in turn, so the answer is the first and the second name equally often. The
+options of a row stand in the order of the sentence. Names, places and things are drawn evenly.
+
+Each (receiver, giver, place, thing, order) stands in one row only: 798,720 rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+
+from jola_interp.tasks.base import Example, Task
+from jola_interp.tasks.builtin.deck import Deck, digits
+
+NAME = "ioi"
+REQUIRES = "that whoever gives is not the one who is given to: the answer is the name that is not repeated"
+ORDERS = ("ABBA", "BABA")
+NAMES = (
+    "Alice", "Anna", "Ben", "Carl", "Clara", "Daniel", "David", "Diana", "Emma", "Eric", "Frank", "Grace",
+    "Henry", "Jack", "James", "Jane", "John", "Julia", "Karen", "Kate", "Laura", "Linda", "Lucy", "Mark",
+    "Martin", "Mary", "Michael", "Nina", "Oliver", "Paul", "Peter", "Rachel", "Robert", "Rose", "Sam",
+    "Sarah", "Simon", "Susan", "Thomas", "Victor",
+)  # fmt: skip
+PLACES = (
+    "store", "park", "library", "station", "museum", "school", "office", "market", "beach", "zoo", "theater",
+    "restaurant", "airport", "harbor", "bakery", "gym",
+)  # fmt: skip
+THINGS = (
+    "a book", "an apple", "a drink", "an umbrella", "a ticket", "a letter", "a sandwich", "an orange",
+    "a map", "an envelope", "a ball", "a camera", "a flower", "a pencil", "an old coin", "a set of keys",
+)  # fmt: skip
+SENTENCES = (
+    "When {first} and {second} went to the {place}, {giver} gave {thing} to",
+    "After {first} and {second} arrived at the {place}, {giver} handed {thing} to",
+    "While {first} and {second} were talking at the {place}, {giver} offered {thing} to",
+    "{first} and {second} met at the {place}, where {giver} passed {thing} to",
+)
+SIZES = (len(NAMES), len(NAMES) - 1, len(PLACES), len(THINGS))
+
+
+def build(n_train: int, n_validation: int, n_test: int, seed: int) -> Task:
+    """The task with these numbers of rows; TaskError for more than 798,720 in all."""
+    splits = Deck(NAME, seed, {order: prod(SIZES) for order in ORDERS}).deal(_rows, n_train, n_validation, n_test)
+    return Task(NAME, *splits, kind="choice", requires=REQUIRES)
+
+
+def _rows(deck: Deck[str]) -> Iterator[Example]:
+    for wanted, sentence in zip(deck.rounds(ORDERS), deck.rounds(SENTENCES), strict=True):
+        order, number = deck.draw(wanted)
+        receiver, giver, place, thing = _content(number)
+        first, second = (receiver, giver) if order == "ABBA" else (giver, receiver)
+        text = sentence.format(first=first, second=second, place=place, giver=giver, thing=thing)
+        yield Example(f"Finish the sentence with one name.\n\n{text}", receiver, options=(first, second))
+
+
+def _content(number: int) -> tuple[str, str, str, str]:
+    """(receiver, giver, place, thing), the two names never the same."""
+    receiver, other, place, thing = digits(number, SIZES)
+    giver = other if other < receiver else other + 1
+    return NAMES[receiver], NAMES[giver], PLACES[place], THINGS[thing]

@@ -1,0 +1,293 @@
+"""Laws of the built-in tasks."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import random
+import re
+import subprocess
+import sys
+from collections import Counter
+from itertools import combinations, islice
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jola_interp.tasks import TaskError, load_task, task_names, task_table
+from jola_interp.tasks.base import SPLITS, Example, Task
+from jola_interp.tasks.builtin import BUILTIN, agreement, arithmetic, ioi, restaurants, topics
+from jola_interp.tasks.builtin.deck import Deck, _shuffled, digits
+
+ROOT = pathlib.Path(__file__).parents[2]
+NAMES = task_names()
+ROWS = {
+    "arithmetic": 9_120,
+    "agreement": 8_092_800,
+    "ioi": 798_720,
+    "topics": 51_840,
+    "restaurants": 38_817_792,
+}
+
+
+@pytest.fixture(scope="module")
+def tasks() -> dict[str, Task]:
+    return {name: load_task(name, n_train=301, n_validation=61, n_test=103, seed=7) for name in NAMES}
+
+
+def everything(task: Task) -> list[Example]:
+    return [row for split in SPLITS for row in getattr(task, split)]
+
+
+def spread(values) -> int:
+    """Largest count less smallest count."""
+    counts = Counter(values).values()
+    return max(counts) - min(counts)
+
+
+def facts_of(row: Example) -> dict[str, str]:
+    return dict(re.findall(r"([a-z][a-z ]*)\[([^]]+)\]", row.instruction))
+
+
+def sum_of(row: Example) -> tuple[str, int, int]:
+    question = row.instruction.split("question: ")[1].split("\n")[0]
+    a, b = map(int, re.findall(r"\d+", question))
+    return ("difference" if re.search(r"-|minus|taken away", question) else "sum"), a, b
+
+
+def content_of(name: str, row: Example) -> object:
+    """What two rows must not share: the facts of a restaurant, the pair of a sum, else the instruction."""
+    if name == "restaurants":
+        return frozenset(facts_of(row).items())
+    if name == "arithmetic":
+        operation, a, b = sum_of(row)
+        return operation, max(a, b), min(a, b)
+    return row.key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_same_seed_gives_the_same_bytes_and_another_seed_others(name, tasks):
+    again = load_task(name, n_train=301, n_validation=61, n_test=103, seed=7)
+    other = load_task(name, n_train=301, n_validation=61, n_test=103, seed=8)
+    assert again == tasks[name] and again.fingerprint == tasks[name].fingerprint
+    assert all(getattr(other, split) != getattr(again, split) for split in SPLITS)
+
+
+def test_rows_do_not_depend_on_the_global_generator_or_the_hash_seed():
+    program = (
+        "import random, sys; random.seed(sys.argv[1])\n"
+        "from jola_interp.tasks import load_task, task_names\n"
+        "sys.stdout.write(' '.join(load_task(n, n_train=50).fingerprint for n in task_names()))"
+    )
+    printed = []
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", program, seed]
+        printed.append(subprocess.run(command, env=environment, capture_output=True, check=True, text=True).stdout)
+    here = " ".join(load_task(name, n_train=50).fingerprint for name in NAMES)
+    assert printed == [here, here]
+
+
+def test_no_task_touches_the_global_generator():
+    state = random.getstate()
+    for name in NAMES:
+        load_task(name, n_train=5)
+    assert random.getstate() == state
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_two_rows_share_their_content_within_or_across_splits(name, tasks):
+    contents = [content_of(name, row) for row in everything(tasks[name])]
+    assert len(set(contents)) == len(contents) == 301 + 61 + 103
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_larger_train_keeps_the_smaller_one_and_the_other_splits(name, tasks):
+    small = load_task(name, n_train=97, n_validation=61, n_test=103, seed=7)
+    assert small.train == tasks[name].train[:97]
+    assert small.validation == tasks[name].validation and small.test == tasks[name].test
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "restaurants"])
+def test_every_answer_is_an_option_and_is_found_by_the_pattern(name, tasks):
+    task = tasks[name]
+    assert task.kind == "choice" and task.metric == "accuracy"
+    for row in everything(task):
+        assert row.answer in task.options_of(row)
+        assert all(re.search(task.pattern_of(row), f" {o}.").group() == o for o in task.options_of(row))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_asking_for_too_many_rows_says_how_many_there_are(name):
+    documented = f"{ROWS[name]:,}"
+    builder = sys.modules[BUILTIN[name].build.__module__]
+    assert documented in builder.__doc__ and documented in builder.build.__doc__
+    with pytest.raises(TaskError, match=f"task '{name}' has {ROWS[name]} distinct rows, but n_train {ROWS[name]}"):
+        load_task(name, n_train=ROWS[name])
+
+
+def test_restaurants_have_at_least_twenty_thousand_fact_sets():
+    task = load_task("restaurants", n_train=20_000)
+    assert len({frozenset(facts_of(row).items()) for row in task.train}) == 20_000
+
+
+def test_every_documented_row_of_arithmetic_can_be_had():
+    rows = everything(load_task("arithmetic", n_train=9_000, n_validation=60, n_test=60))
+    assert len({content_of("arithmetic", row) for row in rows}) == len({row.key for row in rows}) == 9_120
+
+
+# ---- balance: rounds make every count of a split differ by one at most
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_labels_are_balanced_to_within_one_row(split, tasks):
+    def of(name):
+        return getattr(tasks[name], split)
+
+    assert spread(row.answer for row in of("arithmetic")) <= 1
+    assert spread(sum_of(row)[0] for row in of("arithmetic")) <= 1
+    assert spread(rank_of(row) for row in of("arithmetic")) <= 1
+    assert spread(row.answer for row in of("topics")) <= 1
+    assert spread(row.options.index(row.answer) for row in of("ioi")) <= 1
+    assert spread(row.options.index(row.answer) for row in of("agreement")) <= 1
+    assert spread(row.options for row in of("agreement")) <= 1
+    assert spread(second_noun(row) for row in of("agreement")) <= 1
+    assert spread(row.references.index(row.answer) for row in of("restaurants")) <= 1
+    # All combinations of the five facts that may be missing.
+    assert spread(tuple(facts_of(row)) for row in of("restaurants")) <= 1
+
+
+def rank_of(row: Example) -> int:
+    options = [int(x) for x in re.findall(r"Answer\d: (\d+)", row.instruction)]
+    return sorted(options).index(options[int(row.answer[-1]) - 1])
+
+
+def second_noun(row: Example) -> str:
+    """none, same or other: the number of the noun between subject and verb."""
+    sentence, plural = row.instruction.split("\n\n")[1], row.answer == row.options[1]
+    found = [(s, p) for s, p in agreement.ATTRACTORS if re.search(rf" the ({s}|{p})$", sentence)]
+    if not found:
+        return "none"
+    return "same" if sentence.endswith(f" {found[0][plural]}") else "other"
+
+
+@given(st.lists(st.integers(), min_size=1, max_size=9, unique=True), st.integers(1, 100), st.integers())
+def test_rounds_never_differ_by_more_than_one(values, n, seed):
+    drawn = Counter(islice(Deck("t", seed, {"p": 1}).rounds(values), n))
+    assert max(drawn[v] for v in values) - min(drawn[v] for v in values) <= 1
+
+
+@given(st.integers(0, 200), st.integers())
+def test_deck_draws_each_content_once(size, seed):
+    assert sorted(_shuffled(random.Random(seed), size)) == list(range(size))
+
+
+@given(st.dictionaries(st.sampled_from("abcd"), st.integers(0, 9), min_size=1), st.integers(), st.data())
+def test_deck_falls_back_to_other_piles_until_all_is_drawn(piles, seed, data):
+    deck, names = Deck("t", seed, piles), sorted(piles)
+    drawn = [deck.draw(data.draw(st.sampled_from(names))) for _ in range(sum(piles.values()))]
+    assert sorted(drawn) == [(name, i) for name in names for i in range(piles[name])]
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=4))
+def test_digits_are_another_list_for_each_number(sizes):
+    total = 1
+    for size in sizes:
+        total *= size
+    found = {tuple(digits(number, sizes)) for number in range(total)}
+    assert len(found) == total
+    assert all(0 <= d < size for row in found for d, size in zip(row, sizes, strict=True))
+
+
+# ---- the answers are right, checked from the text alone
+
+
+def test_arithmetic_answer_is_the_result_and_no_other_option_is(tasks):
+    for row in everything(tasks["arithmetic"]):
+        operation, a, b = sum_of(row)
+        options = dict(re.findall(r"Answer(\d): (\d+)", row.instruction))
+        right = [place for place, value in options.items() if int(value) == (a + b if operation == "sum" else a - b)]
+        assert [f"answer{place}" for place in right] == [row.answer]
+        assert len(set(options.values())) == 4
+
+
+def test_ioi_answer_is_the_name_that_stands_once(tasks):
+    for row in everything(tasks["ioi"]):
+        counts = Counter(re.findall(r"\w+", row.instruction.split("\n\n")[1]))
+        named = {name: counts[name] for name in ioi.NAMES if counts[name]}
+        assert sorted(named.values()) == [1, 2] and named[row.answer] == 1
+        assert set(named) == set(row.options)
+
+
+def test_agreement_answer_has_the_number_of_the_subject(tasks):
+    for row in everything(tasks["agreement"]):
+        words = re.findall(r"[a-z]+", row.instruction.split("\n\n")[1].lower())
+        heads = [(word in p, i) for i, word in enumerate(words) for s, p in agreement.SUBJECTS if word in (s, p)]
+        assert row.answer == row.options[words[min(i for _, i in heads)] in dict(map(reversed, agreement.SUBJECTS))]
+
+
+def test_topic_words_belong_to_one_topic_only():
+    phrases = {topic: {*topics.PEOPLE[topic], *topics.DEEDS[topic]} for topic in topics.TOPICS}
+    assert all(not phrases[a] & phrases[b] for a, b in combinations(topics.TOPICS, 2))
+    assert all(len(set(topics.PEOPLE[t])) == 10 and len(set(topics.DEEDS[t])) == 12 for t in topics.TOPICS)
+
+
+def test_restaurant_references_tell_every_fact_and_hold_the_answer(tasks):
+    for row in everything(tasks["restaurants"]):
+        facts = facts_of(row)
+        assert len(set(row.references)) == 4 and row.answer in row.references
+        told = {
+            **{fact: facts.get(fact, "") for fact in ("name", "kind", "food", "customer rating", "near")},
+            "price": restaurants.PRICES.get(facts.get("price"), ""),
+            "area": restaurants.AREAS[facts["area"]],
+        }
+        for text in row.references:
+            assert all(phrase.lower() in text.lower() for phrase in told.values()), (facts, text)
+            assert ("famil" in text.lower()) == ("family friendly" in facts)
+            assert bool(re.search(r"\brat(ing|ed|e)\b", text)) == ("customer rating" in facts)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_text_is_clean_english(name, tasks):
+    for row in everything(tasks[name]):
+        for text in (row.instruction, row.answer, *row.references):
+            assert text == text.strip() and "  " not in text and "{" not in text and " ," not in text
+            assert not re.search(r"\ba [aeiou]", text, re.IGNORECASE), text
+            assert not re.search(r"\ban [^aeiou]", text, re.IGNORECASE), text
+    for row in everything(tasks["restaurants"]):
+        assert all(re.fullmatch(r"[A-Z].*\.", text) for text in row.references)
+
+
+def test_word_lists_hold_no_word_twice():
+    lists = (
+        agreement.SUBJECTS,
+        agreement.ATTRACTORS,
+        agreement.OF_THINGS,
+        agreement.OF_PEOPLE,
+        agreement.LEADS,
+    )
+    lists += (ioi.NAMES, ioi.PLACES, ioi.THINGS, restaurants.NAMES, restaurants.FOODS, restaurants.LANDMARKS)
+    assert all(len(set(words)) == len(words) for words in lists)
+    assert len(agreement.OF_THINGS) == len(agreement.OF_PEOPLE)
+    assert not set(agreement.SUBJECTS) & set(agreement.ATTRACTORS)
+    assert len(arithmetic.PAIRS) == len(set(arithmetic.PAIRS)) == 4_560
+
+
+# ---- the table
+
+
+def test_table_describes_every_task():
+    table = task_table()
+    assert [row["name"] for row in table] == NAMES
+    assert all(set(row) == {"name", "kind", "metric", "requires", "description"} for row in table)
+    assert all(row["requires"] and row["description"] for row in table)
+    assert {row["metric"] for row in table if row["kind"] == "text"} == {"bleu"}
+
+
+@settings(max_examples=15, deadline=None)
+@given(name=st.sampled_from(NAMES), n=st.tuples(*[st.integers(1, 40)] * 3), seed=st.integers(-5, 2**40))
+def test_any_sizes_and_seed_make_a_valid_task(name, n, seed):
+    task = load_task(name, n_train=n[0], n_validation=n[1], n_test=n[2], seed=seed)
+    assert tuple(task.sizes.values()) == n
+    assert len({row.key for row in everything(task)}) == sum(n)
