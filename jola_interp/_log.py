@@ -1,0 +1,21 @@
+"""The package's logger: quiet libraries stay quiet, ours says in one line what it decided."""
+
+from __future__ import annotations
+
+import logging
+
+logger = logging.getLogger("jola_interp")
+
+
+def set_verbosity(level: int | str) -> None:
+    """Show messages of the package at ``level`` ("DEBUG", "INFO", "WARNING", … or a number) and above, on stderr.
+
+    Raises:
+        ValueError: an unknown level name.
+    """
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("jola_interp: %(message)s"))
+        logger.addHandler(handler)
+        logger.propagate = False
+    logger.setLevel(level.upper() if isinstance(level, str) else level)

