@@ -1,0 +1,355 @@
+"""The command line: ``jola-interp demo | models | tasks | fit | evaluate | generate | show | report``."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import sys
+import textwrap
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import typer
+
+from jola_interp._version import __version__
+from jola_interp.config import TrainConfig
+
+app = typer.Typer(
+    help="JoLA: which attention heads does a task need, and how are they used?",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+_options = {"debug": False}
+_DEMO = {"epochs": 6, "patience": None, "penalty": 0.3}
+"""Long enough for gates to decide, short enough to wait for."""
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+ModelName = Annotated[str, typer.Option("--model", "-m", help="Built-in name, Hub id, directory or .gguf file.")]
+OptionalModel = Annotated[str | None, typer.Option("--model", "-m", help="Default: the one it was trained on.")]
+RunPath = Annotated[Path, typer.Argument(help="A Run's directory.")]
+Backend = Annotated[str, typer.Option(help="lens (TransformerLens hook points) or hooks (plain PyTorch hooks).")]
+TestRows = Annotated[int | None, typer.Option(help="Test rows; default: the task's.")]
+
+
+def main() -> None:
+    """Run the command line: an error is one clear line and exit code 2, or a traceback with --debug."""
+    try:
+        app()
+    except (ValueError, TypeError, KeyError, OSError, RuntimeError, ImportError) as error:
+        if _options["debug"]:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No messages and no progress bars.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Options for all commands."""
+    from jola_interp import set_verbosity
+
+    _options["debug"] = debug
+    if quiet:
+        set_verbosity("CRITICAL")
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Directory of the Run, its report and its figures.")] = Path("runs/demo"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted demo stopped.")] = False,
+) -> None:
+    """Train JoLA on SmolLM2-135M and 200 generated examples, offline, and draw what it chose (a few minutes)."""
+    from jola_interp.training import fit
+
+    run = fit("smollm2-135m", "restaurants", out=out, resume=resume, overwrite=not resume, **_DEMO)
+    _print_run(run, [*_draw(run), _report(run, None)])
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """Models that can be named."""
+    from jola_interp.models import known_models
+
+    _print_rows(known_models(), as_json)
+
+
+@app.command()
+def tasks(as_json: Json = False) -> None:
+    """Built-in tasks. A directory of {train,validation,test}.jsonl is a task, too."""
+    from jola_interp.tasks import task_table
+
+    _print_rows(task_table(), as_json)
+
+
+def fit_command(
+    model: ModelName = "smollm2-135m",
+    task: Annotated[str | None, typer.Option("--task", "-t", help="A built-in task.")] = None,
+    data: Annotated[Path | None, typer.Option(help="A directory of JSONL files, instead of --task.")] = None,
+    n_train: Annotated[int, typer.Option(help="Training rows.")] = 200,
+    n_validation: Annotated[int | None, typer.Option(help="Validation rows.")] = None,
+    n_test: TestRows = None,
+    data_seed: Annotated[int, typer.Option(help="Which rows are drawn, or generated.")] = 42,
+    gates: Annotated[str, typer.Option(help="separate, shared or none.")] = "separate",
+    operations: Annotated[str, typer.Option(help="both, add or multiply.")] = "both",
+    sites: Annotated[str, typer.Option(help="heads, mlp or heads,mlp.")] = "heads",
+    preset: Annotated[str, typer.Option(help="paper or reference.")] = "paper",
+    config: Annotated[Path | None, typer.Option(help="YAML or JSON file of training fields.")] = None,
+    backend: Backend = "lens",
+    out: Annotated[Path | None, typer.Option(help="The Run's directory.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the Run in --out.")] = False,
+    **training: Any,
+) -> None:
+    """Train an edit; every training field is an option, and wins over --config, which wins over --preset."""
+    from jola_interp import config as configuration
+    from jola_interp.edits import JoLA
+    from jola_interp.models import load_model
+    from jola_interp.training import fit
+
+    given = {name: _or_none(name, value) for name, value in training.items() if value is not None}
+    fields_in_file = _read_config(config) if config is not None else {}
+    settings = configuration.resolve(None, preset, fields_in_file | given)
+    rows = _load_rows(task, data, n_train=n_train, n_validation=n_validation, n_test=n_test, seed=data_seed)
+    base = load_model(model)
+    start = configuration.preset(preset).edit
+    switches: dict[str, Any] = {"gates": gates, "operations": operations, "sites": sites.split(",")}
+    edit = JoLA(base.head_shape, **switches, **start)
+    places: dict[str, Any] = {"preset": preset, "backend": backend, "out": out}
+    run = fit(base, rows, edit, settings, resume=resume, overwrite=overwrite, **places)
+    _print_run(run, [])
+
+
+@app.command()
+def evaluate(
+    run: RunPath,
+    task: Annotated[str | None, typer.Option("--task", "-t", help="Default: the task it was trained on.")] = None,
+    data: Annotated[Path | None, typer.Option(help="A directory of JSONL files, instead of --task.")] = None,
+    n_test: TestRows = None,
+    data_seed: Annotated[int, typer.Option(help="Which rows are drawn, or generated.")] = 42,
+    model: OptionalModel = None,
+    beams: Annotated[int | None, typer.Option(help="Beams; default: the Run's.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Score base and edited model; the Run's own scores are replaced only on the task it was trained on."""
+    from jola_interp.evaluation import evaluate as score
+    from jola_interp.models import load_model
+    from jola_interp.runs import Run
+
+    found = Run.load(run)
+    sizes = found.config["task"]["sizes"]
+    name = task or (None if data else found.config["task"]["name"])
+    rows = _load_rows(
+        name, data, n_train=sizes["train"], n_validation=sizes["validation"], n_test=n_test, seed=data_seed
+    )
+    same = rows.name == found.config["task"]["name"]
+    target = load_model(model) if model else None
+    scores = score(found, rows, target, beams=beams, save=same)
+    if as_json:
+        typer.echo(json.dumps(scores, indent=2))
+    else:
+        _print_rows(_score_rows(scores), False)
+
+
+@app.command()
+def generate(
+    run: RunPath,
+    text: Annotated[str, typer.Argument(help="An instruction; it is wrapped as in training.")],
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 64,
+    model: OptionalModel = None,
+) -> None:
+    """What the base and the edited model answer."""
+    from jola_interp.models import load_model
+    from jola_interp.runs import Run
+
+    target = load_model(model) if model else None
+    row = Run.load(run).generate(text, target, max_new_tokens=max_new_tokens).iloc[0]
+    typer.echo(f"base    {row['base']}\nedited  {row['edited']}")
+
+
+@app.command()
+def show(
+    run: RunPath,
+    rule: Annotated[str, typer.Option(help="p_open>0.5, expected>0.0881, point>0 or top=K:measure.")] = "p_open>0.5",
+    as_json: Json = False,
+) -> None:
+    """Scores and selected heads of a Run; needs no model."""
+    from jola_interp.runs import Run
+
+    found = Run.load(run)
+    chosen = found.selected(rule)
+    if as_json:
+        heads = chosen.to_frame().to_dict("records")
+        content = {"config": found.config, "scores": found.scores, "rule": rule, "counts": chosen.counts()}
+        typer.echo(json.dumps({**content, "heads": heads}, indent=2))
+        return
+    _print_run(found, [], rule)
+    if len(chosen):
+        typer.echo(f"\n{chosen.top(20).to_frame().to_string(index=False, float_format='{:.3f}'.format)}")
+        if len(chosen) > 20:
+            typer.echo(f"… and {len(chosen) - 20} more (--json has them all)")
+
+
+@app.command()
+def report(
+    run: RunPath, out: Annotated[Path | None, typer.Option(help="The HTML file; default: in the Run.")] = None
+) -> None:
+    """Write one self-contained HTML file with scores, settings and figures."""
+    from jola_interp.runs import Run
+
+    typer.echo(str(_report(Run.load(run), out)))
+
+
+# -- options of `fit`, one per training field ----------------------------------------------------------------------
+
+
+def _with_training_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give ``command`` one optional flag per field of TrainConfig, helped by the sentence under the field."""
+    signature = inspect.signature(command, eval_str=True)
+    own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    hints, help_texts = get_type_hints(TrainConfig), _field_sentences()
+    extra = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[
+                _flag_type(hints[field.name]), _flag(field.name, help_texts[field.name], field.default)
+            ],
+        )
+        for field in fields(TrainConfig)
+    ]
+    keyword_only = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+    command.__signature__ = signature.replace(parameters=[*keyword_only, *extra])  # type: ignore[attr-defined]
+    return command
+
+
+def _flag(name: str, sentence: str, default: Any) -> Any:
+    off = " 0 is none." if _may_be_none(name) else ""
+    return typer.Option(help=f"{sentence}{off} [paper: {default}]", rich_help_panel="Training fields")
+
+
+def _may_be_none(name: str) -> bool:
+    return types.NoneType in get_args(get_type_hints(TrainConfig)[name])
+
+
+def _or_none(name: str, value: Any) -> Any:
+    """A flag cannot say None, so 0 does, for fields where None is allowed and 0 is not."""
+    return None if value == 0 and _may_be_none(name) else value
+
+
+def _flag_type(hint: Any) -> Any:
+    """The type of a flag that may be left out. Literals are checked by TrainConfig, which knows what is allowed."""
+    if get_origin(hint) in (Union, types.UnionType):
+        hint = next(part for part in get_args(hint) if part is not types.NoneType)
+    if get_origin(hint) is Literal:
+        hint = str
+    return hint | None
+
+
+def _field_sentences() -> dict[str, str]:
+    """The string under each field of TrainConfig."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(TrainConfig))).body[0]
+    assert isinstance(tree, ast.ClassDef)
+    sentences = {}
+    for node, following in zip(tree.body, tree.body[1:], strict=False):
+        if isinstance(node, ast.AnnAssign) and isinstance(following, ast.Expr):
+            assert isinstance(node.target, ast.Name) and isinstance(following.value, ast.Constant)
+            sentences[node.target.id] = " ".join(str(following.value.value).split())
+    return sentences
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Training fields from YAML (which JSON is, too)."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"config: {path} is neither YAML nor JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"config: {path} must hold fields and values, found {type(content).__name__}")
+    return content
+
+
+def _load_rows(task: str | None, data: Path | None, **sizes: Any) -> Any:
+    from jola_interp.tasks import load_task
+
+    if (task is None) == (data is None):
+        raise ValueError("give either --task NAME or --data DIRECTORY")
+    return load_task(task if task is not None else str(data), **sizes)
+
+
+# -- what is printed and written -----------------------------------------------------------------------------------
+
+
+def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
+    import pandas as pd
+
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    frame = pd.DataFrame(rows)
+    widths = {column: frame[column].astype(str).str.len().max() for column in frame}
+    left = {column: (lambda value, width=width: f"{value!s:<{width}}") for column, width in widths.items()}
+    typer.echo(frame.to_string(index=False, justify="left", formatters=left))
+
+
+def _score_rows(scores: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row per score: base and edited with their 95 % intervals."""
+
+    def shown(score: Mapping[str, Any]) -> str:
+        return f"{score['value']:.2f} [{score['low']:.2f}, {score['high']:.2f}]"
+
+    return [
+        {"score": name, "base": shown(scores["base"][name]), "edited": shown(scores["edited"][name])}
+        for name in scores["base"]
+    ]
+
+
+def _print_run(run: Any, written: list[Path], rule: str = "p_open>0.5") -> None:
+    typer.echo(f"{run.config['model']['name']} on {run.config['task']['name']}: {run.status}")
+    if run.scores:
+        typer.echo("")
+        _print_rows(_score_rows(run.scores), False)
+    if run.edit.gates != "none" and "heads" in run.edit.sites:
+        counts = run.selected(rule).counts()
+        typer.echo(f"\nheads open ({rule}): " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+    progress, seconds = run.config["progress"], run.timing.get("train_seconds")
+    took = f" in {seconds:.0f} s" if seconds else ""
+    typer.echo(f"{progress['steps']} steps{took}; best epoch {progress['best_epoch']} (from 0)")
+    typer.echo("\n".join(["", *(str(path) for path in [run.path, *written])]))
+
+
+def _draw(run: Any) -> list[Path]:
+    """The four first figures of a Run as PNG."""
+    from jola_interp import plots
+
+    folder = run.path / "figures"
+    folder.mkdir(exist_ok=True)
+    drawers = {
+        "heads": plots.heads,
+        "gate_snapshots": plots.gate_snapshots,
+        "gate_trajectories": plots.gate_trajectories,
+        "loss": plots.loss,
+    }
+    return [plots.save(draw(run, renderer="matplotlib"), folder / f"{name}.png") for name, draw in drawers.items()]
+
+
+def _report(run: Any, out: Path | None) -> Path:
+    from jola_interp.report import report as write
+
+    return Path(write(run, out))
+
+
+app.command("fit")(_with_training_options(fit_command))

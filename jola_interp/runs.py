@@ -1,0 +1,416 @@
+"""A Run: everything that training leaves, as a directory that can be read without the model."""
+
+from __future__ import annotations
+
+import html
+import json
+import shutil
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jola_interp import _files, selection, sketch
+from jola_interp.backends import Attachment, BackendName, attach, hook_name
+from jola_interp.edits.base import Context, Edit, HeadShape, Site
+from jola_interp.edits.jola import JoLA, Operation
+from jola_interp.history import GateHistory
+from jola_interp.models import Model, load_model
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMAT = 1
+"""Version of the directory's layout; a newer one is refused."""
+CONFIG_KEYS = {
+    "format", "jola_interp", "status", "preset", "backend", "model", "task", "edit", "train", "progress",
+}  # fmt: skip
+EDITS: dict[str, type[JoLA]] = {JoLA.type_name: JoLA}
+"""Edits that a Run may hold, by the name in its configuration."""
+SHARED_FILES = (
+    "config.json",
+    "edit.safetensors",
+    "gates.safetensors",
+    "metrics.jsonl",
+    "scores.json",
+    "README.md",
+)
+"""What goes to the Hub; predictions hold text from the data and go only if asked for."""
+
+
+class RunError(ValueError):
+    """A Run that cannot be read: names the file, the field, what was found and what was expected."""
+
+    def __init__(self, file: Path, field: str, found: object, expected: object):
+        super().__init__(f"{file}: {field}: found {found}, expected {expected}")
+
+
+class Run:
+    """A trained edit with its history, scores and configuration. Made by ``fit`` or :meth:`load`.
+
+    Attributes:
+        path: its directory.
+        config: what ``config.json`` holds: model, task, edit, training fields, preset, backend, status, progress.
+        edit: the trained edit (the best epoch's, if the configuration asks for that).
+        gates: where every gate stood over training (:class:`GateHistory`).
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any], edit: JoLA, gates: GateHistory, model: Model | None = None):
+        self.path, self.config, self.edit, self.gates = path, config, edit, gates
+        self._model = model
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def load(cls, path: str | Path, model: Model | None = None) -> Self:
+        """Read a Run; the model is not needed.
+
+        Raises:
+            FileNotFoundError: no Run there.
+            RunError: a newer format, unknown keys or tensors, wrong shapes, or numbers that are not finite.
+        """
+        folder = Path(path)
+        file = folder / "config.json"
+        if not file.exists():
+            raise FileNotFoundError(f"no Run at {folder}: there is no config.json")
+        config = read_config(file)
+        edit = _load_edit(folder / "edit.safetensors", config)
+        gates = _load_gates(folder / "gates.safetensors", edit)
+        run = cls(folder, config, edit, gates)
+        gates.scalars = run._scalars_at(gates.steps)
+        if model is not None:
+            run.check_model(model)
+            run._model = model
+        return run
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_id: str,
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+    ) -> Self:
+        """Download a Run from the Hub (or find it in the cache) and load it. A local directory works too."""
+        if Path(repo_id).is_dir():
+            return cls.load(repo_id)
+        from huggingface_hub import snapshot_download
+
+        folder = snapshot_download(
+            repo_id,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+            allow_patterns=[*SHARED_FILES, "predictions.jsonl"],
+        )
+        return cls.load(folder)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = True,
+        commit_message: str = "Upload JoLA run",
+        token: str | bool | None = None,
+        include_predictions: bool = False,
+    ) -> str:
+        """Upload the Run (never its checkpoint) and return the address of the commit. Private unless you say so."""
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        files = [*SHARED_FILES, "predictions.jsonl"] if include_predictions else list(SHARED_FILES)
+        commit = api.upload_folder(
+            repo_id=repo_id, folder_path=self.path, allow_patterns=files, commit_message=commit_message
+        )
+        return str(commit.commit_url)
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        """``metrics.jsonl``: one row per optimiser step, and one per validation."""
+        import pandas as pd
+
+        return pd.DataFrame(_files.read_jsonl(self.path / "metrics.jsonl"))
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """``scores.json``: base beside edited, with intervals; empty before an evaluation."""
+        return self._json("scores.json")
+
+    @property
+    def timing(self) -> dict[str, Any]:
+        """``timing.json``: seconds, host and paths; the only file that differs between two equal Runs."""
+        return self._json("timing.json")
+
+    @property
+    def predictions(self) -> list[dict[str, Any]]:
+        """``predictions.jsonl``: one row per test row, base beside edited."""
+        return _files.read_jsonl(self.path / "predictions.jsonl")
+
+    @property
+    def status(self) -> str:
+        """``finished``, ``interrupted`` or ``diverged``."""
+        return str(self.config["status"])
+
+    # -- heads -----------------------------------------------------------------------------------------------------
+
+    def selected(self, rule: str = selection.DEFAULT_RULE, site: Site = "heads") -> selection.Selection:
+        """The heads that ``rule`` selects in the kept edit, best first (see :mod:`jola_interp.selection`).
+
+        Raises:
+            ValueError: a rule outside the grammar, or an edit without gates at ``site``.
+        """
+        return selection.select(self.log_alphas(site), rule, site)
+
+    def log_alphas(self, site: Site = "heads") -> dict[str, np.ndarray]:
+        """Kind of gate to log α [layer, head] of the kept edit; NaN where a head is not editable."""
+        found = {kind: value for (at, kind), value in self.edit.log_alphas().items() if at == site}
+        if not found:
+            raise ValueError(f"this edit has no gates at {site}: nothing was selected, all of it acts")
+        mask = self.edit.site(site).mask
+        return {kind: torch.where(mask, value, torch.nan).cpu().numpy() for kind, value in found.items()}
+
+    # -- use -------------------------------------------------------------------------------------------------------
+
+    @property
+    def model(self) -> Model:
+        """The model that the Run was trained on, loaded when first asked for.
+
+        Raises:
+            ValueError: the Run does not say where its model came from (you brought it): hand it to the call instead.
+        """
+        if self._model is None:
+            source = self.timing.get("model_source") or self.config["model"]["source"]
+            if source is None:
+                raise ValueError(f"{self.path}: trained on a model that was handed in; pass model=load_model(...)")
+            model = load_model(source, dtype=self.config["model"]["dtype"])
+            self.check_model(model)
+            self._model = model
+        return self._model
+
+    def check_model(self, model: Model) -> None:
+        """Refuse another architecture; warn about other weights of the same shape."""
+        recorded, found = self.config["model"], model.identity()
+        for field in ("class", "head_shape", "vocab_size"):
+            if found[field] != recorded[field]:
+                raise RunError(
+                    self.path / "config.json",
+                    f"model.{field}",
+                    recorded[field],
+                    f"{found[field]} (the model)",
+                )
+        if found["fingerprint"] != recorded["fingerprint"]:
+            warnings.warn(
+                f"the Run was trained on {recorded['name']} ({recorded['fingerprint'][:12]}), this is {model.name} "
+                f"({model.fingerprint[:12]}): same shape, other weights",
+                stacklevel=2,
+            )
+
+    def attach(
+        self,
+        model: Model | None = None,
+        heads: Iterable[str | tuple[int, int]] | None = None,
+        kinds: Iterable[Operation] | None = None,
+        strength: float = 1.0,
+        backend: BackendName | None = None,
+    ) -> AbstractContextManager[Attachment]:
+        """``with run.attach(model):`` makes the trained edit, or a part of it, live on the model.
+
+        Args:
+            model: None is the Run's own.
+            heads: only these heads ("L3H7", (3, 7), or a Selection); None is all.
+            kinds: only these operations, out of "additive" and "multiplicative"; None is both.
+            strength: z + strength·(z' − z).
+            backend: None is the one that it was trained with.
+        """
+        target = self._target(model)
+        return attach(self.edit.restricted(heads, kinds, strength), target, backend or self.config["backend"])
+
+    def fwd_hooks(self, dtype: torch.dtype | None = None) -> list[tuple[str, Callable[..., Tensor]]]:
+        """(hook name, function) pairs for TransformerLens' ``run_with_hooks`` and ``hooks``: the gates at inference.
+
+        Use them on a bridge in its default mode: in compatibility mode a named hook is called once per alias.
+        """
+        context = Context()
+        with torch.no_grad():
+            context.prepared = self.edit.prepare(context, dtype or getattr(torch, self.config["model"]["dtype"]))
+
+        def hook_at(layer: int, site: Site) -> Callable[..., Tensor]:
+            def edit_activation(activation: Tensor, **_: Any) -> Tensor:
+                return cast(Tensor, self.edit(activation, layer, site, context))
+
+            return edit_activation
+
+        return [(hook_name(layer, site), hook_at(layer, site)) for layer, site in self.edit.points()]
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        model: Model | None = None,
+        *,
+        max_new_tokens: int = 64,
+        beams: int = 1,
+    ) -> pd.DataFrame:
+        """What the base and the edited model write: one row per prompt, columns prompt, base, edited.
+
+        Prompts are instructions; they are wrapped as in training.
+        """
+        import pandas as pd
+
+        from jola_interp.evaluation.generation import generate_texts
+
+        target = self._target(model)
+        rows = [prompts] if isinstance(prompts, str) else list(prompts)
+        options = {
+            "wrapper": self.config["train"]["wrapper"],
+            "max_new_tokens": max_new_tokens,
+            "beams": beams,
+        }
+        base = generate_texts(target, rows, **options)
+        with self.attach(target) as attached:
+            edited = generate_texts(target, rows, **options)
+        attached.check_live()
+        return pd.DataFrame({"prompt": rows, "base": base, "edited": edited})
+
+    # -- showing ---------------------------------------------------------------------------------------------------
+
+    def summary(self) -> str:
+        """One line: model, task, heads by status, scores."""
+        parts = [f"{self.config['model']['name']} on {self.config['task']['name']}", self.status]
+        if "heads" in self.edit.sites and self.edit.gates != "none":
+            counts = self.selected().counts()
+            parts.append(", ".join(f"{count} {name}" for name, count in counts.items()))
+        if scores := self.scores:
+            name = scores["metric"]
+            base, edited = scores["base"][name], scores["edited"][name]
+            parts.append(
+                f"{name} {base['value']:.1f} → {edited['value']:.1f} [{edited['low']:.1f}, {edited['high']:.1f}]"
+            )
+        return " · ".join(parts)
+
+    def __repr__(self) -> str:
+        return f"Run({self.path}: {self.summary()})"
+
+    def _repr_html_(self) -> str:
+        text = f"<p><b>{html.escape(str(self.path))}</b><br>{html.escape(self.summary())}</p>"
+        if "heads" not in self.edit.sites or self.edit.gates == "none":
+            return text
+        maps = {kind: selection.measure("p_open", value) for kind, value in self.log_alphas().items()}
+        return text + sketch.heads_svg(maps)
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _target(self, model: Model | None) -> Model:
+        if model is None:
+            return self.model
+        if model is not self._model:
+            self.check_model(model)
+        return model
+
+    def _json(self, name: str) -> dict[str, Any]:
+        file = self.path / name
+        return cast(dict[str, Any], json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
+
+    def _scalars_at(self, steps: np.ndarray) -> dict[str, np.ndarray]:
+        """Training scalars aligned with the recorded steps."""
+        frame = self.metrics
+        if "ce" not in frame:
+            return {}
+        rows = frame[frame["ce"].notna()].set_index("step").reindex(steps)
+        return {str(name): rows[name].to_numpy(dtype=float) for name in rows if not str(name).startswith("validation")}
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """``config.json``, checked. Raises RunError."""
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(file, "content", error, "JSON") from error
+    if not isinstance(config, dict) or not isinstance(config.get("format"), int):
+        raise RunError(file, "format", config.get("format") if isinstance(config, dict) else type(config), FORMAT)
+    if config["format"] > FORMAT:
+        raise RunError(file, "format", config["format"], f"at most {FORMAT}; a newer jola_interp wrote this Run")
+    if config.keys() != CONFIG_KEYS:
+        raise RunError(file, "keys", sorted(config.keys() ^ CONFIG_KEYS), "no missing and no unknown keys")
+    if config["edit"].get("type") not in EDITS:
+        raise RunError(file, "edit.type", config["edit"].get("type"), f"one of {', '.join(EDITS)}")
+    return cast(dict[str, Any], config)
+
+
+def write_run(folder: Path, config: Mapping[str, Any], edit: Edit, gates: GateHistory) -> None:
+    """Write edit, gates and, last, the configuration: with it the Run exists."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _files.write_tensors(folder / "edit.safetensors", edit.tensors())
+    _files.write_tensors(folder / "gates.safetensors", gates.tensors())
+    _files.write_json(folder / "config.json", config)
+
+
+def clear_run(folder: Path) -> None:
+    """Remove a Run's files from its directory, and nothing else.
+
+    Raises:
+        FileExistsError: the directory holds something but no Run.
+    """
+    if not folder.exists():
+        return
+    if not (folder / "config.json").exists() and not (folder / "checkpoint").exists() and any(folder.iterdir()):
+        raise FileExistsError(f"out: {folder} is not empty and holds no Run; choose another directory")
+    for name in (*SHARED_FILES, "predictions.jsonl", "timing.json"):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+
+
+def edit_from_settings(settings: Mapping[str, Any], shape: HeadShape) -> JoLA:
+    """An edit with the recorded switches; its tensors are still to be loaded."""
+    options = dict(settings)
+    return EDITS[options.pop("type")](shape, **options)
+
+
+def edit_settings(edit: Edit) -> dict[str, Any]:
+    """What ``config.json`` records of an edit."""
+    return {"type": edit.type_name, **edit.settings()}
+
+
+def _load_edit(file: Path, config: Mapping[str, Any]) -> JoLA:
+    try:
+        shape = HeadShape(**config["model"]["head_shape"])
+        edit = edit_from_settings(config["edit"], shape)
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(file.parent / "config.json", "edit", error, "settings of an edit") from error
+    try:
+        return edit.load_tensors(_read_tensors(file))
+    except ValueError as error:
+        raise RunError(file, "tensors", error, "the tensors of this edit") from error
+
+
+def _load_gates(file: Path, edit: JoLA) -> GateHistory:
+    tensors = _read_tensors(file)
+    masks = {cast(Site, site): edit.site(cast(Site, site)).mask.numpy() for site in edit.sites}
+    expected = {f"log_alpha.{site}.{kind}": value for (site, kind), value in edit.log_alphas().items()}
+    if tensors.keys() != expected.keys() | {"step"}:
+        raise RunError(file, "tensors", sorted(tensors), sorted(expected.keys() | {"step"}))
+    records = tensors["step"].shape[0]
+    for name, value in expected.items():
+        if tensors[name].shape != (records, *value.shape):
+            raise RunError(file, name, list(tensors[name].shape), [records, *value.shape])
+        if not bool(torch.isfinite(tensors[name]).all()):
+            raise RunError(file, name, "NaN or infinity", "finite numbers")
+    return GateHistory.from_tensors(tensors, masks)
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    if not file.exists():
+        raise RunError(file, "file", "nothing", "a safetensors file")
+    try:
+        return _files.read_tensors(file)
+    except Exception as error:  # safetensors raises a class of its own on damaged files
+        raise RunError(file, "content", error, "a safetensors file") from error

@@ -1,0 +1,549 @@
+"""``fit``: train an edit on a task with the base model frozen, and leave a Run on disk."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import platform
+import time
+from collections.abc import Callable as Function
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+
+from jola_interp import _files, checkpoint
+from jola_interp._log import logger
+from jola_interp._version import __version__
+from jola_interp.backends import BACKENDS, BackendName, attach
+from jola_interp.batching import Encoded, batches_of, collate, encode_examples, pad_id
+from jola_interp.callbacks import Callback, LiveMap, Logger, TrainingState
+from jola_interp.checkpoint import Progress, Snapshot
+from jola_interp.config import TrainConfig, preset, resolve
+from jola_interp.edits.base import Edit, Site
+from jola_interp.edits.jola import JoLA
+from jola_interp.evaluation import evaluate
+from jola_interp.history import GateHistory
+from jola_interp.models import Model, load_model
+from jola_interp.objective import Objective, cross_entropy
+from jola_interp.runs import FORMAT, Run, clear_run, edit_settings, read_config, write_run
+from jola_interp.schedules import PenaltySchedule, learning_rate_factor
+from jola_interp.tasks import Task, load_task
+
+if TYPE_CHECKING:
+    from transformer_lens import TransformerBridge
+    from transformers import PreTrainedModel
+
+METHODS: dict[str, dict[str, Any]] = {"jola": {}}
+"""Named edits: the switches of :class:`JoLA` that each stands for."""
+
+
+class TrainingDivergedError(RuntimeError):
+    """The loss or its gradient was not finite; the last good state is on disk.
+
+    Attributes:
+        step: the optimiser step that failed.
+        rows: indices of its training rows.
+        path: the Run with the state before that step.
+    """
+
+    def __init__(self, what: str, step: int, rows: Sequence[int], path: Path | None = None):
+        self.what, self.step, self.rows, self.path = what, step, tuple(rows), path
+        kept = f"; the state before it is kept in {path}" if path else ""
+        super().__init__(f"the {what} of step {step} is not finite (training rows {list(rows)}){kept}")
+
+
+def methods() -> list[str]:
+    """Names that ``fit`` takes as ``edit``."""
+    return list(METHODS)
+
+
+def fit(
+    model: str | Path | Model | PreTrainedModel | TransformerBridge,
+    task: str | Path | Task,
+    edit: str | Edit = "jola",
+    config: TrainConfig | None = None,
+    *,
+    preset: str = "paper",
+    backend: BackendName = "lens",
+    out: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    live: bool = False,
+    loggers: Iterable[Logger] = (),
+    callbacks: Iterable[Callback] = (),
+    **overrides: Any,
+) -> Run:
+    """Train an edit and return the Run that it left on disk.
+
+    Ctrl-C keeps what there is: the Run returned has the status ``interrupted``, and ``resume=True`` goes on to the same
+    bytes as if nothing had happened. The caller's random state, model weights, edit and configuration are not touched.
+
+    Args:
+        model: a name, a path, a loaded model or a :class:`Model` (see :func:`load_model`).
+        task: a name, a folder of JSONL files, or a :class:`Task`.
+        edit: a name out of :func:`methods`, or an edit; it is copied, and given starting values unless it has some.
+        config: training fields; None takes the preset's.
+        preset: ``paper`` or ``reference``.
+        backend: ``lens`` (TransformerLens) or ``hooks`` (plain PyTorch hooks, SDPA attention).
+        out: the Run's directory; None is ``runs/<task>/<edit>-s<seed>-<hash of all settings>``.
+        resume: go on from the checkpoint in ``out``; a finished Run there is simply returned.
+        overwrite: replace a Run in ``out``.
+        live: in Jupyter, show a heads map that updates while training.
+        loggers: anything with ``log(step, dict)``.
+        callbacks: see :class:`Callback`.
+        **overrides: single fields of the configuration, such as ``epochs=5``.
+
+    Raises:
+        ValueError: a field, name or row that cannot be used, before any training.
+        FileExistsError: a Run in ``out``, and neither ``resume`` nor ``overwrite``.
+        TrainingDivergedError: a loss or gradient that is not finite; the state before it is kept.
+    """
+    settings = resolve(config, preset, overrides)
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
+    trained = _own_edit(edit, preset)
+    data = task if isinstance(task, Task) else load_task(task)
+    base = load_model(model)
+    plan = _Plan(base, data, trained(base), settings, preset, backend)
+    folder = Path(out) if out is not None else plan.default_folder(edit if isinstance(edit, str) else edit.type_name)
+    run = _existing(folder, plan, resume, overwrite)
+    if run is None:
+        watchers = [*callbacks, LiveMap()] if live else list(callbacks)
+        run = _Trainer(plan, folder, list(loggers), watchers).run(resume)
+    if run.status == "finished" and settings.evaluate and data.test and not run.scores:
+        evaluate(run, data, base)
+    return run
+
+
+def _own_edit(edit: str | Edit, preset_name: str) -> Function[[Model], JoLA]:
+    """How to get an edit of one's own, once the model is there; names are checked at once."""
+    if isinstance(edit, Edit):
+        return lambda _: cast(JoLA, copy.deepcopy(edit))
+    if edit not in METHODS:
+        raise ValueError(f"edit must be an Edit or one of {', '.join(METHODS)}; got {edit!r}")
+    return lambda model: JoLA(model.head_shape, **METHODS[edit], **preset(preset_name).edit)
+
+
+class _Plan:
+    """What is to be trained on what: everything that decides the outcome, and its hash."""
+
+    def __init__(
+        self,
+        model: Model,
+        task: Task,
+        edit: JoLA,
+        settings: TrainConfig,
+        preset_name: str,
+        backend: BackendName,
+    ):
+        if model.tokenizer is None:
+            raise ValueError("the model has no tokenizer: load_model(model, tokenizer=...)")
+        if edit.shape != model.head_shape:
+            raise ValueError(f"the edit is made for {edit.shape}, {model.name} has {model.head_shape}")
+        for split in ("train", "validation"):
+            if not getattr(task, split):
+                raise ValueError(f"task {task.name!r}: the {split} split is empty")
+        self.model, self.task, self.edit, self.settings = model, task, edit, settings
+        self.preset, self.backend = preset_name, backend
+        options = {"wrapper": settings.wrapper, "max_length": settings.max_length, "eos": settings.eos}
+        self.train = encode_examples(task.train, model.tokenizer, **options)
+        self.validation = encode_examples(task.validation, model.tokenizer, **options)
+        self.steps_per_epoch = math.ceil(math.ceil(len(self.train) / settings.batch_size) / settings.accumulation)
+        self.n_steps = min(settings.max_steps or math.inf, settings.epochs * self.steps_per_epoch).__int__()
+        self.starting_tensors = _digest(edit) if edit.initialised else "drawn"
+
+    def description(self) -> dict[str, Any]:
+        """``config.json`` but for status and progress."""
+        model, task = self.model, self.task
+        source = model.source if model.source == model.name else None
+        return {
+            "format": FORMAT,
+            "jola_interp": __version__,
+            "preset": self.preset,
+            "backend": self.backend,
+            "model": {**model.identity(), "source": source},
+            "task": {
+                "name": task.name,
+                "kind": task.kind,
+                "metric": task.metric,
+                "sizes": task.sizes,
+                "fingerprint": task.fingerprint,
+            },
+            "edit": edit_settings(self.edit),
+            "train": self.settings.to_dict(),
+        }
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 over the description and the edit's mask and starting values."""
+        masks = {name: value.tolist() for name, value in self.edit.tensors().items() if name.startswith("mask")}
+        content = {**self.description(), "masks": masks, "start": self.starting_tensors}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def default_folder(self, edit_name: str) -> Path:
+        return Path("runs") / self.task.name / f"{edit_name}-s{self.settings.seed}-{self.identity[:8]}"
+
+
+def _digest(edit: Edit) -> str:
+    content = b"".join(value.contiguous().numpy().tobytes() for _, value in sorted(edit.tensors().items()))
+    return hashlib.sha256(content).hexdigest()
+
+
+def _existing(folder: Path, plan: _Plan, resume: bool, overwrite: bool) -> Run | None:
+    """Make ``folder`` ready to be trained in; a finished Run of the same plan is returned when resuming."""
+    config = folder / "config.json"
+    begun = (folder / "checkpoint" / checkpoint.FILE).exists()
+    if overwrite or not (config.exists() or begun):
+        clear_run(folder)
+        return None
+    if not resume:
+        raise FileExistsError(f"out: there is a Run at {folder}; pass resume=True to go on, or overwrite=True")
+    if begun:
+        checkpoint.read(folder / "checkpoint", plan.identity)  # refuses another training's
+        return None
+    recorded = read_config(config)
+    expected = plan.description()
+    for field in expected.keys() - {"jola_interp"}:
+        if recorded[field] != expected[field]:
+            raise ValueError(
+                f"resume: the Run at {folder} has another {field}: {recorded[field]}, now {expected[field]}"
+            )
+    return Run.load(folder, plan.model)
+
+
+class _Trainer:
+    """One training: the loop, what it logs, and its state between steps."""
+
+    def __init__(self, plan: _Plan, folder: Path, loggers: list[Logger], callbacks: list[Callback]):
+        self.plan, self.folder, self.settings = plan, folder, plan.settings
+        self.model, self.edit = plan.model, plan.edit
+        self.loggers, self.callbacks = loggers, callbacks
+        seeds = np.random.SeedSequence(self.settings.seed).generate_state(3, np.uint64)
+        start, gates, data = (torch.Generator().manual_seed(int(seed >> np.uint64(1))) for seed in seeds)
+        if not self.edit.initialised:
+            self.edit.initialise(start)
+        self.edit.to(self.model.device)
+        self.gates_rng, self.data_rng = gates, data
+        self.epoch_rng = data.get_state()
+        self.optimizer = self._optimizer()
+        self.objective = self._objective()
+        self.progress = Progress()
+        self.best: dict[str, torch.Tensor] = {}
+        self.rows: list[dict[str, Any]] = []
+        self.history = self._history()
+        self.view = TrainingState(0, plan.n_steps, 0, self.edit, self.history, self.settings, {})
+        self.boundary = self._capture()
+
+    # -- the loop --------------------------------------------------------------------------------------------------
+
+    def run(self, resume: bool) -> Run:
+        """Train from the start or the checkpoint and write the Run."""
+        if resume:
+            with suppress(FileNotFoundError):
+                self._restore(checkpoint.read(self.folder / "checkpoint", self.plan.identity))
+        started = time.perf_counter()
+        status = "finished"
+        with self._attach() as attached, self._bar() as bar:
+            self.attached, self.bar = attached, bar
+            try:
+                self._loop()
+            except KeyboardInterrupt:
+                status = "interrupted"
+                self._restore(self.boundary)
+                self._write_checkpoint()
+            except TrainingDivergedError as error:
+                self._restore(self.boundary)
+                self._write_checkpoint()
+                self._write("diverged", time.perf_counter() - started)
+                raise TrainingDivergedError(error.what, error.step, error.rows, self.folder) from error
+        return self._write(status, time.perf_counter() - started)
+
+    def _loop(self) -> None:
+        if self.progress.step == 0:
+            self.history.record(0, self.edit.log_alphas())
+        self._call("on_start")
+        while self.progress.stopped is None:
+            self._epoch()
+        self._call("on_end")
+
+    def _epoch(self) -> None:
+        """The rest of the current epoch, then a validation."""
+        groups = self._groups()
+        for group in groups[self.progress.batch :]:
+            self._step(group)
+            self.boundary = self._capture()
+            every = self.settings.checkpoint_every
+            if every and self.progress.step % every == 0:
+                self._write_checkpoint()
+            if self.view.stop or self.progress.step >= self.plan.n_steps:
+                break
+        self._validate()
+        self.progress.epoch += 1
+        self.progress.batch = 0
+        self.progress.stopped = self._reason_to_stop()
+        self.epoch_rng = self.data_rng.get_state()
+        self.boundary = self._capture()
+        self._write_checkpoint()
+        self._call("on_epoch")
+
+    def _groups(self) -> list[list[list[Encoded]]]:
+        """This epoch's optimiser steps: lists of micro-batches."""
+        lengths = [len(row.ids) for row in self.plan.train]
+        settings = self.settings
+        rows = batches_of(lengths, settings.batch_size, self.data_rng, settings.bucketed)
+        batches = [[self.plan.train[row] for row in batch] for batch in rows]
+        return [batches[i : i + settings.accumulation] for i in range(0, len(batches), settings.accumulation)]
+
+    def _step(self, group: list[list[Encoded]]) -> None:
+        """One optimiser step: one draw of the gates, shared by the micro-batches of ``group``."""
+        rates = self._set_learning_rates()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.attached.draw(self.gates_rng)
+        ce = self._backward(group)
+        penalty_term = self.objective.penalty(self.edit)
+        weights = self.objective.weights()
+        if penalty_term.requires_grad:
+            penalty_term.backward()  # type: ignore[no-untyped-call]
+        penalty = penalty_term.item()
+        norm = self._clip(group)
+        self.optimizer.step()
+        self.objective.tick(ce + penalty)
+        self.progress.step += 1
+        self.progress.batch += 1
+        scalars = {"ce": ce, "penalty": penalty, "loss": ce + penalty, "grad_norm": norm, **rates}
+        scalars |= {f"lambda_{kind}": weights[kind] for _, kind in self.history.keys}
+        self._after_step(scalars)
+
+    def _backward(self, group: list[list[Encoded]]) -> float:
+        """Mean cross-entropy over the answer tokens of all micro-batches, with its gradient accumulated."""
+        pad = pad_id(self._tokenizer)
+        total = sum(row.n_answer for rows in group for row in rows)
+        mean = 0.0
+        for rows in group:
+            batch = collate(rows, pad, self.model.device)
+            self.attached.prompt_mask = batch.prompt_mask
+            loss = cross_entropy(self.model, batch) / total
+            self._require_finite("loss", loss.item(), group)
+            loss.backward()  # type: ignore[no-untyped-call]
+            mean += loss.item()
+        return mean
+
+    def _clip(self, group: list[list[Encoded]]) -> float:
+        """Clip the gradient of all parameters together; returns its norm before."""
+        parameters = [p for p in self.edit.parameters() if p.grad is not None]
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip or math.inf))
+        self._require_finite("gradient", norm, group)
+        return norm
+
+    def _require_finite(self, what: str, value: float, group: list[list[Encoded]]) -> None:
+        if not math.isfinite(value):
+            raise TrainingDivergedError(what, self.progress.step + 1, [row.row for rows in group for row in rows])
+
+    def _after_step(self, scalars: dict[str, float]) -> None:
+        step = self.progress.step
+        opened = {f"open_{kind}": float(value) for kind, value in self._expected_open().items()}
+        scalars |= opened
+        self._log({"step": step, "epoch": self.progress.epoch, **scalars})
+        if step % self.settings.log_every == 0 or step == self.plan.n_steps:
+            self.history.record(step, self.edit.log_alphas())
+        self.bar.update()
+        shown = {"loss": f"{scalars['loss']:.3f}"} | {name: f"{value:.0f}" for name, value in opened.items()}
+        self.bar.set_postfix(shown | {"λ": f"{self.objective.schedule.value():.3g}"}, refresh=False)
+        self.view.scalars = scalars
+        self._call("on_step")
+
+    def _expected_open(self) -> dict[str, torch.Tensor]:
+        """Kind to Σ P(open): how many gates are expected to be open."""
+        total = sum(int(value.sum()) for name, value in self.edit.tensors().items() if name.startswith("mask"))
+        kinds = len({kind for _, kind in self.history.keys})
+        with torch.no_grad():
+            return {kind: share * total * kinds for kind, share in self.edit.penalty("mean").items()}
+
+    # -- validation ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _validate(self) -> None:
+        """Cross-entropy with the inference gates; notes whether this epoch is the best."""
+        self.attached.clear()
+        values = self._validation_losses()
+        value = values[f"validation_{self.settings.stop_on}"]
+        progress = self.progress
+        progress.epochs_without_better += 1
+        if progress.best_value is None or value < progress.best_value:
+            progress.best_value, progress.best_epoch, progress.epochs_without_better = (
+                value,
+                progress.epoch,
+                0,
+            )
+            self.best = checkpoint.edit_tensors(self.edit)
+        self._log({"step": progress.step, "epoch": progress.epoch, **values})
+        self.view.scalars = values
+
+    def _validation_losses(self) -> dict[str, float]:
+        """``validation_ce`` per answer token; with ``stop_on="loss"`` also the mean loss of the validation batches."""
+        rows, pad = self.plan.validation, pad_id(self._tokenizer)
+        total, weighted = 0.0, 0.0
+        for chosen in batches_of([len(row.ids) for row in rows], self.settings.evaluation_batch_size):
+            batch = collate([rows[i] for i in chosen], pad, self.model.device)
+            self.attached.prompt_mask = batch.prompt_mask
+            ce = float(cross_entropy(self.model, batch))
+            total += ce
+            if self.settings.stop_on == "loss":
+                loss = ce / batch.n_answer_tokens + float(self.objective.penalty(self.edit))
+                weighted += loss * len(chosen)
+                self.objective.tick(loss)
+        values = {"validation_ce": total / sum(row.n_answer for row in rows)}
+        if self.settings.stop_on == "loss":
+            values["validation_loss"] = weighted / len(rows)
+        return values
+
+    def _reason_to_stop(self) -> str | None:
+        if self.view.stop:
+            return "callback"
+        if self.settings.patience and self.progress.epochs_without_better >= self.settings.patience:
+            return "patience"
+        if self.progress.epoch >= self.settings.epochs:
+            return "epochs"
+        return "max_steps" if self.progress.step >= self.plan.n_steps else None
+
+    # -- state -----------------------------------------------------------------------------------------------------
+
+    def _capture(self) -> Snapshot:
+        tensors = {
+            **{f"edit.{name}": value for name, value in checkpoint.edit_tensors(self.edit).items()},
+            **{
+                f"adam.{name}": value for name, value in checkpoint.optimizer_tensors(self.optimizer, self.edit).items()
+            },
+            **{f"best.{name}": value for name, value in self.best.items()},
+            "rng.gates": self.gates_rng.get_state(),
+            "rng.data": self.epoch_rng,
+        }
+        return Snapshot(tensors, copy.copy(self.progress), self.objective.state(), len(self.rows))
+
+    def _restore(self, snapshot: Snapshot) -> None:
+        """Go back (or forward) to a snapshot; one from disk also brings the rows and the history."""
+        tensors = snapshot.tensors
+        checkpoint.load_edit_tensors(self.edit, checkpoint.section(tensors, "edit"))
+        checkpoint.load_optimizer_tensors(self.optimizer, self.edit, checkpoint.section(tensors, "adam"))
+        self.best = checkpoint.section(tensors, "best")
+        self.gates_rng.set_state(tensors["rng.gates"].cpu())
+        self.data_rng.set_state(tensors["rng.data"].cpu())
+        self.epoch_rng = tensors["rng.data"].cpu()
+        self.progress = copy.copy(snapshot.progress)
+        self.objective.restore(snapshot.objective)
+        if snapshot.history:
+            self.rows = list(snapshot.rows)
+            masks, capacity = self._masks(), self._capacity()
+            self.history = GateHistory.from_tensors(snapshot.history, masks, capacity)
+            self.view.history = self.history
+        del self.rows[snapshot.n_rows :]
+        self.history.truncate(self.progress.step)
+        self.boundary = snapshot
+
+    def _write_checkpoint(self) -> None:
+        state = self.boundary
+        full = Snapshot(
+            state.tensors,
+            state.progress,
+            state.objective,
+            state.n_rows,
+            self.rows[: state.n_rows],
+            self.history.tensors(),
+        )
+        checkpoint.write(self.folder / "checkpoint", full, self.plan.identity)
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+
+    def _write(self, status: str, seconds: float) -> Run:
+        """Write the Run as it stands: the best epoch's edit if there is one and the configuration asks for it."""
+        progress = self.progress
+        self.history.record(progress.step, self.edit.log_alphas())
+        if self.settings.restore_best and self.best:
+            checkpoint.load_edit_tensors(self.edit, self.best)
+        done = {"steps": progress.step, "epochs": progress.epoch, "best_epoch": progress.best_epoch}
+        done |= {"best_value": progress.best_value, "stopped": progress.stopped}
+        config = {**self.plan.description(), "status": status, "progress": done}
+        self.edit.requires_grad_(False).to("cpu")
+        _files.write_jsonl(self.folder / "metrics.jsonl", self.rows)
+        _files.write_json(self.folder / "timing.json", self._timing(seconds))
+        write_run(self.folder, config, self.edit, self.history)
+        if status == "finished":
+            checkpoint_file = self.folder / "checkpoint" / checkpoint.FILE
+            checkpoint_file.unlink(missing_ok=True)
+            checkpoint_file.parent.rmdir()
+        return Run.load(self.folder, self.model)
+
+    def _timing(self, seconds: float) -> dict[str, Any]:
+        return {
+            "train_seconds": round(seconds, 3),
+            "host": platform.node(),
+            "platform": platform.platform(),
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "model_source": self.model.source,
+        }
+
+    # -- parts -----------------------------------------------------------------------------------------------------
+
+    def _attach(self) -> Any:
+        return attach(self.edit, self.model, self.plan.backend)
+
+    def _bar(self) -> Any:
+        from tqdm.auto import tqdm
+
+        quiet = logger.getEffectiveLevel() > 30
+        return tqdm(total=self.plan.n_steps, initial=self.progress.step, desc=self.plan.task.name, disable=quiet)
+
+    @property
+    def _tokenizer(self) -> Any:
+        return self.model.tokenizer
+
+    def _optimizer(self) -> torch.optim.AdamW:
+        settings = self.settings
+        rates = {"vectors": settings.lr, "gates": settings.gate_lr}
+        groups = [
+            {"params": parameters, "lr": rates[name], "peak": rates[name], "group": name}
+            for name, parameters in self.edit.parameter_groups().items()
+        ]
+        return torch.optim.AdamW(
+            groups, betas=settings.adam_betas, eps=settings.adam_epsilon, weight_decay=settings.weight_decay
+        )
+
+    def _objective(self) -> Objective:
+        settings = self.settings
+        schedule = PenaltySchedule(settings.penalty_schedule, settings.penalty, self.plan.n_steps)
+        return Objective(settings.penalty_form, schedule, (settings.additive_weight, settings.multiplicative_weight))
+
+    def _set_learning_rates(self) -> dict[str, float]:
+        settings, n_steps = self.settings, self.plan.n_steps
+        factor = learning_rate_factor(settings.lr_schedule, self.progress.step, n_steps, settings.warmup_steps(n_steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        names = {"vectors": "lr", "gates": "gate_lr"}
+        return {names[group["group"]]: group["lr"] for group in self.optimizer.param_groups}
+
+    def _masks(self) -> dict[Site, np.ndarray]:
+        return {cast(Site, site): self.edit.site(cast(Site, site)).mask.cpu().numpy() for site in self.edit.sites}
+
+    def _capacity(self) -> int:
+        return self.plan.n_steps // self.settings.log_every + 3  # step 0, the end, and an early end
+
+    def _history(self) -> GateHistory:
+        return GateHistory(self._masks(), list(self.edit.log_alphas()), self._capacity())
+
+    def _log(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        scalars = {name: value for name, value in row.items() if name != "step"}
+        for log in self.loggers:
+            log.log(row["step"], scalars)
+
+    def _call(self, event: str) -> None:
+        self.view.step, self.view.epoch = self.progress.step, self.progress.epoch
+        for callback in self.callbacks:
+            getattr(callback, event)(self.view)
