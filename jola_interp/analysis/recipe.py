@@ -1,0 +1,99 @@
+"""How to train a Run again: a few lines of Python, and one command."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jola_interp import config
+from jola_interp.edits.base import Site, unit_label
+from jola_interp.edits.jola import JoLA
+from jola_interp.tasks import task_names
+
+if TYPE_CHECKING:
+    from jola_interp.runs import Run
+
+_FLAGS = ("gates", "operations", "sites")
+"""Switches of an edit that the command line knows."""
+
+
+def changed_training(run: Run) -> dict[str, Any]:
+    """Training fields that differ from the preset's."""
+    usual = config.preset(run.config["preset"]).train.to_dict()
+    return {name: value for name, value in run.config["train"].items() if name not in usual or usual[name] != value}
+
+
+def changed_edit(run: Run) -> dict[str, Any]:
+    """Switches of the edit that differ from the preset's, and the layers or heads that it was restricted to."""
+    usual = JoLA(run.edit.shape, **config.preset(run.config["preset"]).edit).settings()
+    changed = {name: value for name, value in run.edit.settings().items() if usual[name] != value}
+    return changed | _restriction(run)
+
+
+def python_lines(run: Run) -> str:
+    """Python that trains the Run again, given the same data seed."""
+    recorded, fields = run.config, changed_training(run)
+    lines = ["import jola_interp as ji", "", _model_line(run), f"task = ji.load_task({_task_arguments(run)})"]
+    arguments = ["model", "task"]
+    if switches := changed_edit(run):
+        start = config.preset(recorded["preset"]).edit
+        named = "".join(f", {name}={value!r}" for name, value in {**start, **switches}.items())
+        lines.append(f"edit = ji.JoLA(model.head_shape{named})")
+        arguments.append("edit")
+    arguments += [f"preset={recorded['preset']!r}", f"backend={recorded['backend']!r}"]
+    arguments += [f"{name}={value!r}" for name, value in fields.items()]
+    return "\n".join([*lines, f"run = ji.fit({', '.join(arguments)})", "ji.report(run)"])
+
+
+def command(run: Run) -> str | None:
+    """The same as one command; None where the command line has no words for it."""
+    recorded, switches = run.config, changed_edit(run)
+    if recorded["model"]["source"] is None or switches.keys() - set(_FLAGS):
+        return None
+    task, sizes = recorded["task"]["name"], recorded["task"]["sizes"]
+    words = ["jola-interp", "fit", "--model", recorded["model"]["source"]]
+    words += ["--task", task] if task in task_names() else ["--data", f"path/to/{task}"]
+    for split, flag in (("train", "--n-train"), ("validation", "--n-validation"), ("test", "--n-test")):
+        words += [flag, str(sizes[split])] if sizes[split] else []
+    for name, value in switches.items():
+        words += [f"--{name}", ",".join(value) if isinstance(value, list) else str(value)]
+    words += ["--preset", recorded["preset"], "--backend", recorded["backend"]]
+    for name, value in changed_training(run).items():
+        words += _flag(name, value)
+    return shlex.join(words)
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    flag = f"--{name.replace('_', '-')}"
+    if isinstance(value, bool):
+        return [flag if value else f"--no-{flag[2:]}"]
+    if isinstance(value, list):
+        return [flag, *map(str, value)]
+    return [flag, "0" if value is None else str(value)]  # the command line writes None as 0
+
+
+def _model_line(run: Run) -> str:
+    model = run.config["model"]
+    if model["source"] is None:
+        return f"model = ji.load_model(...)  # {model['name']}: a model that was handed in"
+    return f"model = ji.load_model({model['source']!r}, dtype={model['dtype']!r})"
+
+
+def _task_arguments(run: Run) -> str:
+    task = run.config["task"]
+    place = task["name"] if task["name"] in task_names() else f"path/to/{task['name']}"
+    sizes = "".join(f", n_{split}={size}" for split, size in task["sizes"].items() if size)
+    return f"{place!r}{sizes}"
+
+
+def _restriction(run: Run) -> dict[str, Any]:
+    """``layers`` where whole layers are editable or not, ``heads`` where single ones are."""
+    sites: list[Site] = list(run.edit.sites)  # type: ignore[arg-type]
+    masks = {site: run.edit.site(site).mask.cpu().numpy() for site in sites}
+    if all(mask.all() for mask in masks.values()):
+        return {}
+    if all(np.array_equal(mask.any(1), mask.all(1)) for mask in masks.values()):
+        return {"layers": [int(layer) for layer in np.flatnonzero(next(iter(masks.values())).any(1))]}
+    return {"heads": [unit_label("heads", int(i), int(j)) for i, j in np.argwhere(masks["heads"])]}

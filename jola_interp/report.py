@@ -1,0 +1,345 @@
+"""One HTML file that says what a Run is, what it scored, and which heads it uses. It loads nothing from anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+from jola_interp import _files, plots
+from jola_interp.analysis import GateSummary, gate_summary
+from jola_interp.analysis.recipe import changed_edit, changed_training, command, python_lines
+from jola_interp.analysis.summary import UNDECIDED, kept_label, percent, title_of
+from jola_interp.edits.base import Site
+from jola_interp.selection import DEFAULT_RULE
+
+if TYPE_CHECKING:
+    from jola_interp.runs import Run
+
+EXAMPLES, LONGEST = 5, 700
+"""How many test rows are shown, and how much of a text."""
+DECIDED_ENOUGH = 0.95
+"""Below this share of decided gates the report warns that the map is not finished."""
+STOPPED = {
+    "patience": " (stopped early: validation got no better)",
+    "max_steps": " (as far as max_steps allows)",
+    "callback": " (stopped by a callback)",
+}
+METRICS = {
+    "bleu": "BLEU",
+    "rouge_l": "ROUGE-L",
+    "exact_match": "Exact match, %",
+    "accuracy": "Accuracy, %",
+    "likelihood_accuracy": "Accuracy by likelihood, %",
+    "nll": "Cross-entropy of the answer, nats per token",
+}
+
+
+def report(run: Run, path: str | Path | None = None) -> Path:
+    """Write the report of a Run: summary, scores, figures, examples, settings, and how to train it again.
+
+    The file needs neither the model nor a network, and follows the reader's choice of light or dark.
+
+    Args:
+        run: any Run; what it lacks (scores, predictions, gates) the report says it lacks.
+        path: where to; None is ``report.html`` in the Run's directory.
+
+    Returns:
+        The path of the file.
+    """
+    from plotly.offline import get_plotlyjs
+
+    target = run.path / "report.html" if path is None else Path(path)
+    summaries = {site: gate_summary(run, DEFAULT_RULE, site) for site in _gated_sites(run)}
+    parts = {
+        "title": escape(title_of(run)),
+        "subtitle": escape(_subtitle(run)),
+        "summary": _list([*_status(run), *_scores_in_words(run), *_heads_in_words(run, summaries), *_training(run)]),
+        "scores": _scores(run),
+        "figures": _figures(run, summaries),
+        "examples": _examples(run),
+        "settings": _settings(run),
+        "reproduce": _reproduce(run),
+        "plotly": get_plotlyjs(),
+    }
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _files.write_bytes(target, PAGE.substitute(parts).encode())
+    return target
+
+
+# -- in words ------------------------------------------------------------------------------------------------------
+
+
+def _subtitle(run: Run) -> str:
+    found = run.config
+    parts = [f"JoLA with {run.edit.gates} gates" if run.edit.gates != "none" else "JoLA without gates"]
+    parts += [f"preset {found['preset']}", f"backend {found['backend']}", f"seed {found['train']['seed']}"]
+    return " · ".join([*parts, f"{run.edit.n_parameters():,} parameters", f"jola_interp {found['jola_interp']}"])
+
+
+def _status(run: Run) -> list[str]:
+    if run.status == "finished":
+        return []
+    return [f"<strong>This Run is {escape(run.status)}</strong>: what follows is its state when it stopped."]
+
+
+def _scores_in_words(run: Run) -> list[str]:
+    scores = run.scores
+    if not scores:
+        return ["Not evaluated: the Run has no scores."]
+    name = scores["metric"]
+    base, edited = scores["base"][name], scores["edited"][name]
+    text = (
+        f"<strong>{_metric(name)}: {_interval(base)} → {_interval(edited)}</strong>, base model → edited model, on "
+        f"{scores['n']} test rows of {escape(scores['task'])}, with 95 % intervals."
+    )
+    if "chance" in scores:
+        text += f" Chance is {scores['chance']:.1f}; the commonest answer alone would score {scores['majority']:.1f}."
+    gain = scores["nll_gain"]
+    nll = f"The reference answers gain {_interval(gain)} nats per token (cross-entropy, paired over rows)."
+    return [text, nll]
+
+
+def _heads_in_words(run: Run, summaries: Mapping[Site, GateSummary]) -> list[str]:
+    if not summaries:
+        return ["The edit has no gates: nothing was selected, every editable unit acts."]
+    return [line for summary in summaries.values() for line in _site_in_words(run, summary)]
+
+
+def _site_in_words(run: Run, summary: GateSummary) -> list[str]:
+    used = ", ".join(f"{count} {status}" for status, count in summary.statuses.items() if status != "none")
+    chosen = (
+        f"<strong>{summary.selected} of {summary.units} {summary.noun} are selected</strong> under <code>"
+        f"{escape(summary.rule)}</code>: {used}; {summary.statuses['none']} none."
+    )
+    low, high = UNDECIDED
+    decided = (
+        f"{summary.decided} of {summary.gates} gates ({percent(summary.decided_share)}) have decided, P(open) below "
+        f"{low:g} or above {high:g}; {summary.settled} of the selected {summary.noun} have decided gates only."
+    )
+    acting = (
+        f"At inference (gate: {escape(run.edit.inference)}) {summary.acting} {summary.noun} have a gate that is not 0: "
+        "they change activations, selected or not."
+    )
+    return [chosen, decided, acting]
+
+
+def _training(run: Run) -> list[str]:
+    progress = run.config["progress"]
+    stopped = STOPPED.get(str(progress.get("stopped")), "")
+    best = progress.get("best_value")
+    value = f" Best validation value: {best:.3f}." if best is not None else ""
+    return [
+        f"Trained for {progress['steps']} steps in {progress['epochs']} epochs{stopped}; kept: "
+        f"{escape(kept_label(run))}.{value}"
+    ]
+
+
+# -- tables --------------------------------------------------------------------------------------------------------
+
+
+def _scores(run: Run) -> str:
+    scores = run.scores
+    if not scores:
+        return "<p>None. <code>jola-interp evaluate RUN</code> writes them.</p>"
+    rows = [
+        [_metric(name), _interval(base), _interval(scores["edited"][name]), str(base["n"]), escape(base["method"])]
+        for name, base in scores["base"].items()
+    ]
+    protocol = "; ".join(f"{name} {value}" for name, value in scores["protocol"].items())
+    notes = [f"Protocol: {protocol}."]
+    if "signature" in scores:
+        notes.append(f"sacrebleu: {scores['signature']}.")
+    head = ["Score", "Base", "Edited", "Rows", "95 % interval by"]
+    return _table(head, rows) + "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
+
+
+def _settings(run: Run) -> str:
+    """Every setting; those that differ from the preset stand out."""
+    found, changed = run.config, {**changed_training(run), **changed_edit(run)}
+    groups = {
+        "Model": {name: value for name, value in found["model"].items() if name != "head_shape"}
+        | found["model"]["head_shape"],
+        "Task": {name: value for name, value in found["task"].items() if name != "sizes"} | found["task"]["sizes"],
+        "Edit": {**found["edit"], **{name: value for name, value in changed.items() if name in ("layers", "heads")}},
+        "Training": found["train"],
+    }
+    tables = []
+    for name, values in groups.items():
+        listed = _pairs(values, {} if name in ("Model", "Task") else changed)  # a preset names no model and no task
+        tables.append(f'<div class="{name.lower()}"><h3>{name}</h3>{listed}</div>')
+    note = f'<p class="note">Bold: not as in the preset {escape(str(found["preset"]))}.</p>'
+    return f'<div class="settings">{"".join(tables)}</div>{note}'
+
+
+def _pairs(values: Mapping[str, Any], changed: Mapping[str, Any]) -> str:
+    """A definition list: it may flow over several columns, which a table may not."""
+    rows = []
+    for name, value in values.items():
+        text = escape(", ".join(map(str, value)) if isinstance(value, list) else str(value))
+        shown = f"<strong>{text}</strong>" if name in changed else text
+        rows.append(f"<div><dt>{escape(name)}</dt><dd>{shown}</dd></div>")
+    return f"<dl>{''.join(rows)}</dl>"
+
+
+def _examples(run: Run) -> str:
+    rows = run.predictions
+    if not rows:
+        return "<p>None: the Run has no predictions.</p>"
+    shown = rows[:EXAMPLES]
+    cells = [[_text(row.get(name, "")) for name in ("instruction", "base", "edited", "answer")] for row in shown]
+    table = _table(["Instruction", "Base model", "Edited model", "Reference"], cells, "examples")
+    return f"<p>The first {len(shown)} of {len(rows)} test rows, not picked.</p>{table}"
+
+
+def _reproduce(run: Run) -> str:
+    found, line = run.config, command(run)
+    shell = f"<pre>{escape(line)}</pre>" if line else "<p>The command line has no words for this edit.</p>"
+    return (
+        f"<pre>{escape(python_lines(run))}</pre>{shell}"
+        "<p>The rows depend on the seed they were drawn with (42 unless you chose one). The right rows and "
+        f"weights give these fingerprints: task <code>{escape(found['task']['fingerprint'][:16])}</code>, model "
+        f"<code>{escape(found['model']['fingerprint'][:16])}</code>.</p>"
+    )
+
+
+# -- figures -------------------------------------------------------------------------------------------------------
+
+
+def _figures(run: Run, summaries: Mapping[Site, GateSummary]) -> str:
+    parts = []
+    for site, summary in summaries.items():
+        place = "" if site == "heads" else f" ({site})"
+        parts.append(_figure(f"heads-{site}", f"Gates{place}", plots.heads(run, site=site), _warning(summary)))
+        if len(run.gates):
+            snapshots, curves = plots.gate_snapshots(run, site=site), plots.gate_trajectories(run, site=site)
+            parts.append(_figure(f"snapshots-{site}", f"Gates over training{place}", snapshots))
+            parts.append(_figure(f"trajectories-{site}", f"Every gate's path{place}", curves))
+    if "ce" in run.metrics:
+        parts.append(_figure("loss", "Loss", plots.loss(run)))
+    return "".join(parts)
+
+
+def _warning(summary: GateSummary) -> str:
+    """Said beside the map, where it can't be overlooked: selection by undecided gates is none."""
+    if summary.decided_share >= DECIDED_ENOUGH:
+        return ""
+    return (
+        f'<p class="warning"><strong>Only {percent(summary.decided_share)} of the gates have decided.</strong> '
+        f"{summary.gates - summary.decided} of {summary.gates} are neither open nor shut (the dots). An undecided gate "
+        "is not a selected head: read the map as a state of training, not as a result. More steps or a higher "
+        "<code>gate_lr</code> let gates decide.</p>"
+    )
+
+
+def _figure(name: str, heading: str, figure: Any, before: str = "") -> str:
+    figure.update_layout(title=None, margin_t=56, height=figure.layout.height - 20)  # the heading is the title
+    inner = figure.to_html(
+        include_plotlyjs=False, full_html=False, div_id=name, config={"displaylogo": False, "responsive": False}
+    )
+    return f'<section><h2>{escape(heading)}</h2>{before}<div class="figure">{inner}</div></section>'
+
+
+# -- pieces --------------------------------------------------------------------------------------------------------
+
+
+def _gated_sites(run: Run) -> list[Site]:
+    return [] if run.edit.gates == "none" else list(run.edit.sites)  # type: ignore[arg-type]
+
+
+def _metric(name: str) -> str:
+    return escape(METRICS.get(name, name))
+
+
+def _interval(score: Mapping[str, float]) -> str:
+    digits = 1 if abs(score["high"]) >= 10 else 2
+    return f"{score['value']:.{digits}f} [{score['low']:.{digits}f}, {score['high']:.{digits}f}]"
+
+
+def _text(value: object) -> str:
+    text = str(value)
+    return escape(text if len(text) <= LONGEST else text[:LONGEST] + " …")
+
+
+def _list(items: Iterable[str]) -> str:
+    return f"<ul>{''.join(f'<li>{item}</li>' for item in items)}</ul>"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "plain") -> str:
+    """Cells are escaped already."""
+    top = "".join(f"<th>{escape(name)}</th>" for name in head)
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<div class="wide"><table class="{kind}"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+PAGE = Template("""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>$title</title>
+<style>
+:root { --paper: #ffffff; --ink: #222222; --soft: #666666; --line: #dddddd; --box: #f5f5f3; --alarm: #fff3d6; }
+@media (prefers-color-scheme: dark) {
+  :root { --paper: #16181c; --ink: #e4e4e4; --soft: #9a9a9a; --line: #3a3d42; --box: #202328; --alarm: #3d3218; }
+}
+body { margin: 2rem auto 4rem; padding: 0 1.25rem; max-width: 62rem; background: var(--paper); color: var(--ink);
+  font: 16px/1.5 Inter, "Helvetica Neue", Arial, sans-serif; }
+h1 { font-size: 1.7rem; line-height: 1.25; margin: 0; overflow-wrap: anywhere; }
+h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem; }
+h3 { font-size: .95rem; margin: 0 0 .3rem; }
+.subtitle, .note { color: var(--soft); font-size: .88rem; margin: .3rem 0; overflow-wrap: anywhere; }
+li { margin: .3rem 0; }
+.wide, .figure { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; vertical-align: top; padding: .28rem .9rem .28rem 0; border-bottom: 1px solid var(--line);
+  font-weight: normal; }
+thead th { color: var(--soft); }
+.examples td { width: 25%; min-width: 11rem; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; }
+.settings { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1.5rem; }
+.training { grid-column: 1 / -1; }
+.training dl { columns: 17rem; column-gap: 1.5rem; }
+dl { margin: 0; font-size: .88rem; }
+dl div { display: flex; gap: 1rem; padding: .22rem 0; border-bottom: 1px solid var(--line); break-inside: avoid; }
+dt { color: var(--soft); flex: 0 0 9rem; overflow-wrap: anywhere; }
+dd { margin: 0; overflow-wrap: anywhere; min-width: 0; }
+.warning { background: var(--alarm); padding: .7rem 1rem; border-radius: 4px; }
+pre { background: var(--box); padding: .8rem 1rem; border-radius: 4px; overflow-x: auto; font-size: .85rem; }
+code { background: var(--box); padding: 0 .25em; border-radius: 3px; font-size: .9em; }
+</style>
+<script>$plotly</script>
+</head>
+<body>
+<h1>$title</h1>
+<p class="subtitle">$subtitle</p>
+$summary
+<section><h2>Scores</h2>$scores</section>
+$figures
+<section><h2>Examples</h2>$examples</section>
+<section><h2>Settings</h2>$settings</section>
+<section><h2>Train it again</h2>$reproduce</section>
+<script>
+// Figures are drawn for white paper; on dark paper their ink and the lines between key-value groups change too.
+(function () {
+  var dark = window.matchMedia("(prefers-color-scheme: dark)");
+  function paint() {
+    var ink = dark.matches ? "#e4e4e4" : "#222222", paper = dark.matches ? "#16181c" : "#ffffff";
+    document.querySelectorAll(".plotly-graph-div").forEach(function (plot) {
+      var change = { "font.color": ink, "paper_bgcolor": paper }, shapes = plot.layout.shapes || [];
+      plot.separators = plot.separators || shapes.map(function (shape) { return shape.line.color === "white"; });
+      shapes.forEach(function (shape, i) {
+        if (plot.separators[i]) { change["shapes[" + i + "].line.color"] = paper; }
+      });
+      Plotly.relayout(plot, change);
+    });
+  }
+  dark.addEventListener("change", paint);
+  if (dark.matches) { paint(); }
+})();
+</script>
+</body>
+</html>
+""")

@@ -1,0 +1,171 @@
+"""The report is one file that says what the Run says, and loads nothing."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from plotly.offline import get_plotlyjs
+
+from jola_interp import analysis
+from jola_interp.analysis import recipe
+from jola_interp.report import report
+from tests.runs_by_hand import make_run
+
+
+def written(folder: Path, **options: Any) -> str:
+    """The report of a Run made by hand, without plotly's own code."""
+    text = report(make_run(folder, **options)).read_text(encoding="utf-8")
+    assert text.count(get_plotlyjs()) == 1
+    return text.replace(get_plotlyjs(), "")
+
+
+class Strict(HTMLParser):
+    """Fails on tags that do not close, and collects what would be fetched."""
+
+    void = {"meta", "br", "link", "img", "input"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.fetched: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.fetched += [str(value) for name, value in attrs if name in ("src", "href")]
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_it_is_one_complete_file_that_fetches_nothing(tmp_path: Path) -> None:
+    text = written(tmp_path)
+    parser = Strict()
+    parser.feed(text)
+    assert not parser.open and not parser.fetched
+    assert "http" not in text and "cdn" not in text.lower() and "@import" not in text
+    assert (tmp_path / "report.html").stat().st_size < 8_000_000
+
+
+def test_it_says_scores_with_intervals_and_heads_with_their_rule(tmp_path: Path) -> None:
+    text, run = written(tmp_path), make_run(tmp_path)
+    assert "BLEU: 11.0 [10.0, 12.0] → 52.0 [51.0, 53.0]" in text
+    summary = analysis.gate_summary(run)
+    assert f"{summary.selected} of 12 heads are selected" in text and "p_open&gt;0.5" in text
+    assert f"{summary.acting} heads have a gate that is not 0" in text
+
+
+def test_it_warns_where_gates_have_not_decided(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert analysis.gate_summary(run).decided_share < 0.95
+    assert "An undecided gate is not a selected head" in " ".join(report(run).read_text(encoding="utf-8").split())
+    for value in run.edit.log_alphas().values():
+        value.copy_(20 * value.sign())
+    assert analysis.gate_summary(run).decided_share == 1
+    assert "An undecided gate" not in report(run).read_text(encoding="utf-8")
+
+
+def test_text_from_data_is_text(tmp_path: Path) -> None:
+    text = written(tmp_path, names=("<img src=x onerror=alert(1)>", "</script><b>task"))
+    assert "<script>alert" not in text and "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt; &amp;" in text
+    assert "Say &lt;b&gt;hello&lt;/b&gt;" in text
+    assert "<img" not in text and "</script><b>" not in text
+    assert "m" * 700 + " …" in text and "m" * 701 not in text
+
+
+def test_it_has_the_four_figures_and_follows_dark_and_light(tmp_path: Path) -> None:
+    text = written(tmp_path)
+    found = re.findall(r'<div id="([\w-]+)" class="plotly-graph-div"', text)
+    assert found == ["heads-heads", "snapshots-heads", "trajectories-heads", "loss"]
+    assert text.count("prefers-color-scheme: dark") == 2
+
+
+def test_equal_runs_give_equal_reports(tmp_path: Path) -> None:
+    assert written(tmp_path / "a") == written(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"gates": "none"}, "no gates: nothing was selected"),
+        ({"evaluated": False}, "Not evaluated"),
+        ({"gates": "shared"}, "JoLA with shared gates"),
+        ({"sites": ("heads", "mlp")}, "3 MLPs are selected"),
+        ({"layers": 1, "heads": 1, "kv_heads": 1, "steps": 3}, "of 1 heads are selected"),
+    ],
+    ids=["no gates", "no scores", "shared", "mlp", "one head"],
+)
+def test_it_is_written_for_every_kind_of_run(tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    assert said in written(tmp_path, **options)
+
+
+def test_a_run_that_stopped_early_says_so(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    run.config["status"] = "diverged"
+    (tmp_path / "metrics.jsonl").write_text("")
+    del run.metrics
+    run.gates.truncate(-1)
+    text = report(run, tmp_path / "new" / "other.html").read_text(encoding="utf-8")
+    assert "This Run is diverged" in text and 'id="loss"' not in text
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_settings_that_are_not_the_presets_stand_out(tmp_path: Path) -> None:
+    text = written(tmp_path, train={"epochs": 3, "patience": None})
+    assert "<dt>epochs</dt><dd><strong>3</strong></dd>" in text
+    assert "<dt>patience</dt><dd><strong>None</strong></dd>" in text
+    assert "<dt>seed</dt><dd>42</dd>" in text
+
+
+def test_the_recipe_names_what_differs_from_the_preset(tmp_path: Path) -> None:
+    changed = {"epochs": 3, "patience": None, "bucketed": False, "adam_betas": [0.8, 0.9]}
+    run = make_run(tmp_path, names=("tiny", "restaurants"), gates="shared", train=changed)
+    assert recipe.command(run) == (
+        "jola-interp fit --model tiny --task restaurants --n-train 9 --n-validation 3 --n-test 2 --gates shared "
+        "--preset paper --backend lens --epochs 3 --no-bucketed --adam-betas 0.8 0.9 --patience 0"
+    )
+    lines = recipe.python_lines(run)
+    assert "ji.load_task('restaurants', n_train=9, n_validation=3, n_test=2)" in lines
+    assert "gates='shared'" in lines and "epochs=3, bucketed=False" in lines
+    compile(lines, "recipe", "exec")
+
+
+def test_the_recipes_command_is_one_that_the_command_line_takes(tmp_path: Path, monkeypatch: Any) -> None:
+    import shlex
+
+    from typer.testing import CliRunner
+
+    from jola_interp import cli, models, training
+
+    train = {"epochs": 3, "patience": None, "bucketed": False, "adam_betas": [0.8, 0.9], "clip": None}
+    run = make_run(tmp_path, names=("tiny", "restaurants"), operations="add", train=train)
+    taken: dict[str, Any] = {}
+
+    class Model:
+        head_shape = run.edit.shape
+
+    def fit(*given: Any, **_: Any) -> Any:
+        taken.update(zip(("model", "task", "edit", "settings"), given, strict=True))
+        return run
+
+    monkeypatch.setattr(models, "load_model", lambda _: Model())
+    monkeypatch.setattr(training, "fit", fit)
+    words = shlex.split(recipe.command(run) or "")[1:]
+    result = CliRunner().invoke(cli.app, words)
+    assert result.exit_code == 0, result.output
+    assert taken["settings"].to_dict() == run.config["train"]
+    assert taken["edit"].settings() == run.edit.settings()
+    assert taken["task"].sizes == run.config["task"]["sizes"]
+
+
+def test_edits_that_the_command_line_cannot_name_are_left_to_python(tmp_path: Path) -> None:
+    hard = make_run(tmp_path / "a", inference="hard")
+    assert recipe.command(hard) is None and "inference='hard'" in recipe.python_lines(hard)
+    layers = make_run(tmp_path / "b", only={"layers": [0, 2]})
+    assert recipe.command(layers) is None and "layers=[0, 2]" in recipe.python_lines(layers)
+    heads = make_run(tmp_path / "c", only={"heads": ["L0H1", "L2H3"]})
+    assert "heads=['L0H1', 'L2H3']" in recipe.python_lines(heads)
