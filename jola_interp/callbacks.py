@@ -69,7 +69,7 @@ class TensorBoardLogger:
     def __init__(self, folder: str):
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer: Any = SummaryWriter(folder)  # type: ignore[no-untyped-call]
+        self.writer: Any = SummaryWriter(folder)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -98,7 +98,7 @@ class LiveMap(Callback):
 
     def render(self, state: TrainingState) -> str:
         """The map as HTML."""
-        maps = {
+        maps: dict[str, np.ndarray] = {
             kind: gates.p_open(value).cpu().numpy().astype(np.float32)
             for (site, kind), value in state.edit.log_alphas().items()
             if site == "heads"

@@ -25,8 +25,8 @@ app = typer.Typer(
     add_completion=False,
 )
 _options = {"debug": False}
-_DEMO = {"epochs": 6, "patience": None, "penalty": 0.3}
-"""Long enough for gates to decide, short enough to wait for."""
+DEMO: dict[str, Any] = {"epochs": 6, "patience": None, "penalty": 1.0}
+"""Training fields of the demo: long enough for most gates to decide, short enough to wait for."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 ModelName = Annotated[str, typer.Option("--model", "-m", help="Built-in name, Hub id, directory or .gguf file.")]
@@ -54,7 +54,7 @@ def options(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     """Options for all commands."""
-    from jola_interp import set_verbosity
+    from jola_interp._log import set_verbosity
 
     _options["debug"] = debug
     if quiet:
@@ -72,7 +72,7 @@ def demo(
     """Train JoLA on SmolLM2-135M and 200 generated examples, offline, and draw what it chose (a few minutes)."""
     from jola_interp.training import fit
 
-    run = fit("smollm2-135m", "restaurants", out=out, resume=resume, overwrite=not resume, **_DEMO)
+    run = fit("smollm2-135m", "restaurants", out=out, resume=resume, overwrite=not resume, **DEMO)
     _print_run(run, [*_draw(run), _report(run, None)])
 
 
@@ -106,6 +106,7 @@ def fit_command(
     preset: Annotated[str, typer.Option(help="paper or reference.")] = "paper",
     config: Annotated[Path | None, typer.Option(help="YAML or JSON file of training fields.")] = None,
     backend: Backend = "lens",
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16: what the base model computes in.")] = "auto",
     out: Annotated[Path | None, typer.Option(help="The Run's directory.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the Run in --out.")] = False,
@@ -121,7 +122,7 @@ def fit_command(
     fields_in_file = _read_config(config) if config is not None else {}
     settings = configuration.resolve(None, preset, fields_in_file | given)
     rows = _load_rows(task, data, n_train=n_train, n_validation=n_validation, n_test=n_test, seed=data_seed)
-    base = load_model(model)
+    base = load_model(model, dtype=dtype)
     start = configuration.preset(preset).edit
     switches: dict[str, Any] = {"gates": gates, "operations": operations, "sites": sites.split(",")}
     edit = JoLA(base.head_shape, **switches, **start)
@@ -300,8 +301,8 @@ def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
         typer.echo(json.dumps(rows, indent=2))
         return
     frame = pd.DataFrame(rows)
-    widths = {column: frame[column].astype(str).str.len().max() for column in frame}
-    left = {column: (lambda value, width=width: f"{value!s:<{width}}") for column, width in widths.items()}
+    widths = {column: int(frame[column].astype(str).str.len().max()) for column in frame}
+    left = {column: f"{{!s:<{width}}}".format for column, width in widths.items()}
     typer.echo(frame.to_string(index=False, justify="left", formatters=left))
 
 
@@ -337,7 +338,7 @@ def _draw(run: Any) -> list[Path]:
 
     folder = run.path / "figures"
     folder.mkdir(exist_ok=True)
-    drawers = {
+    drawers: dict[str, Callable[..., Any]] = {
         "heads": plots.heads,
         "gate_snapshots": plots.gate_snapshots,
         "gate_trajectories": plots.gate_trajectories,

@@ -73,7 +73,7 @@ class GateHistory:
         """
         for found in (kind, "shared"):
             if (key := (site, found)) in self._log_alpha:
-                values = self._log_alpha[key][: self._filled]  # type: ignore[index]
+                values = self._log_alpha[key][: self._filled]
                 return np.where(self._masks[site], values, np.float32(np.nan))
         have = ", ".join(f"{site} {kind}" for site, kind in self.keys) or "none"
         raise KeyError(f"no {kind} gates at {site}; this edit has: {have}")

@@ -66,6 +66,8 @@ class Model:
         self._bridge = bridge
         self.head_shape = _head_shape(hf.config)
         self._freeze()
+        if bridge is not None:
+            _wire(bridge)
         self.fingerprint = self._fingerprint()
 
     @property
@@ -85,6 +87,7 @@ class Model:
                 logger.info("booting TransformerLens on your %s: it is wrapped in place", type(self.hf).__name__)
             self._bridge = _boot(self.hf, self.tokenizer, self.name)
             self._freeze()
+            _wire(self._bridge)
         return self._bridge
 
     @property
@@ -93,7 +96,7 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        return self.hf.get_input_embeddings().weight.device
+        return next(self.hf.get_input_embeddings().parameters()).device
 
     @property
     def vocab_size(self) -> int:
@@ -256,7 +259,7 @@ def known_models() -> list[dict[str, str]]:
 def native_bf16(device: torch.device) -> bool:
     """Whether ``device`` multiplies bfloat16 matrices natively."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "mps":
         return True
     cpuinfo = Path("/proc/cpuinfo")
@@ -284,7 +287,7 @@ def _from_pretrained(
     except OSError as error:
         raise _explained(error, name) from error
     if "device_map" not in options and "quantization_config" not in options:
-        hf = hf.to(target)
+        nn.Module.to(hf, target)
     return Model(hf, tokenizer, name=name, source=source)
 
 
@@ -385,6 +388,15 @@ def _boot(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, name: 
         own = AutoTokenizer.from_pretrained(folder)
         device = hf.get_input_embeddings().weight.device
         return TransformerBridge.boot_transformers(name, hf_model=hf, tokenizer=own, device=device, dtype=hf.dtype)
+
+
+def _wire(bridge: TransformerBridge) -> None:
+    """Install now the hooks of its own that TransformerLens would install in the first forward pass.
+
+    Else a first pass inside ``attach`` would leave hooks that were not there on entering. (A private method.)
+    """
+    for block in bridge.blocks:
+        getattr(block, "_maybe_wire_capture_hooks", lambda: None)()
 
 
 def _unwrapped(component: Any) -> nn.Module:

@@ -58,7 +58,7 @@ def _panel(kind: str, values: Float[np.ndarray, "layer unit"], left: int) -> str
     layers, units = values.shape
     cells = [
         f'<rect x="{left + head * _CELL}" y="{_TOP + (layers - 1 - layer) * _CELL}" width="{_CELL - 1}" '
-        f'height="{_CELL - 1}" fill="{colour(values[layer, head])}"><title>L{layer}H{head}: P(open) '
+        f'height="{_CELL - 1}" fill="{colour(float(values[layer, head]))}"><title>L{layer}H{head}: P(open) '
         f"{values[layer, head]:.2f}</title></rect>"
         for layer in range(layers)
         for head in range(units)

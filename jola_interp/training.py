@@ -151,7 +151,7 @@ class _Plan:
                 raise ValueError(f"task {task.name!r}: the {split} split is empty")
         self.model, self.task, self.edit, self.settings = model, task, edit, settings
         self.preset, self.backend = preset_name, backend
-        options = {"wrapper": settings.wrapper, "max_length": settings.max_length, "eos": settings.eos}
+        options: dict[str, Any] = {"wrapper": settings.wrapper, "max_length": settings.max_length, "eos": settings.eos}
         self.train = encode_examples(task.train, model.tokenizer, **options)
         self.validation = encode_examples(task.validation, model.tokenizer, **options)
         self.steps_per_epoch = math.ceil(math.ceil(len(self.train) / settings.batch_size) / settings.accumulation)
@@ -277,7 +277,6 @@ class _Trainer:
         groups = self._groups()
         for group in groups[self.progress.batch :]:
             self._step(group)
-            self.boundary = self._capture()
             every = self.settings.checkpoint_every
             if every and self.progress.step % every == 0:
                 self._write_checkpoint()
@@ -309,7 +308,7 @@ class _Trainer:
         penalty_term = self.objective.penalty(self.edit)
         weights = self.objective.weights()
         if penalty_term.requires_grad:
-            penalty_term.backward()  # type: ignore[no-untyped-call]
+            penalty_term.backward()
         penalty = penalty_term.item()
         norm = self._clip(group)
         self.optimizer.step()
@@ -330,7 +329,7 @@ class _Trainer:
             self.attached.prompt_mask = batch.prompt_mask
             loss = cross_entropy(self.model, batch) / total
             self._require_finite("loss", loss.item(), group)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             mean += loss.item()
         return mean
 
@@ -356,6 +355,7 @@ class _Trainer:
         shown = {"loss": f"{scalars['loss']:.3f}"} | {name: f"{value:.0f}" for name, value in opened.items()}
         self.bar.set_postfix(shown | {"λ": f"{self.objective.schedule.value():.3g}"}, refresh=False)
         self.view.scalars = scalars
+        self.boundary = self._capture()  # before callbacks: an interrupt from one of them keeps this step
         self._call("on_step")
 
     def _expected_open(self) -> dict[str, torch.Tensor]:
@@ -466,7 +466,7 @@ class _Trainer:
         self.history.record(progress.step, self.edit.log_alphas())
         if self.settings.restore_best and self.best:
             checkpoint.load_edit_tensors(self.edit, self.best)
-        done = {"steps": progress.step, "epochs": progress.epoch, "best_epoch": progress.best_epoch}
+        done: dict[str, Any] = {"steps": progress.step, "epochs": progress.epoch, "best_epoch": progress.best_epoch}
         done |= {"best_value": progress.best_value, "stopped": progress.stopped}
         config = {**self.plan.description(), "status": status, "progress": done}
         self.edit.requires_grad_(False).to("cpu")

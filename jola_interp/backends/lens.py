@@ -26,7 +26,8 @@ class LensBackend(Backend):
     name = "lens"
 
     def ready(self, model: Model) -> nn.Module:
-        return model.bridge.original_model
+        root: nn.Module = model.bridge.original_model
+        return root
 
     def insert(self, model: Model, layer: int, site: Site, transform: Transform) -> Callable[[], None]:
         # On the hook point itself and not through `bridge.add_hook` by name: in compatibility mode that calls a hook

@@ -46,12 +46,15 @@ class SiteEdit(nn.Module):
         self.operations, self.gates = operations, gates
         self.register_buffer("mask", mask)
         self.vectors = nn.ParameterDict({name: torch.zeros(*mask.shape, width) for name in operations})
-        self.kinds: tuple[Kind, ...] = {"separate": operations, "shared": ("shared",), "none": ()}[gates]
+        # A gate shared by a single operation is just that operation's gate.
+        shared: tuple[Kind, ...] = ("shared",) if len(operations) == 2 else operations
+        by_gates: dict[Gates, tuple[Kind, ...]] = {"separate": operations, "shared": shared, "none": ()}
+        self.kinds = by_gates[gates]
         self.log_alpha = nn.ParameterDict({kind: torch.zeros(mask.shape) for kind in self.kinds})
 
     def gate_of(self, operation: Operation) -> Kind:
         """The kind of the gate that ``operation`` listens to."""
-        return "shared" if self.gates == "shared" else operation
+        return "shared" if "shared" in self.kinds else operation
 
     def gate_values(self, inference: InferenceGate, draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Kind to gate [layer, unit]: sampled where ``draws`` holds uniforms, else the ``inference`` gate."""
@@ -68,7 +71,8 @@ class SiteEdit(nn.Module):
         weight = self.mask.to(self.vectors[operation].dtype)
         if self.gates != "none":
             weight = weight * gates[self.gate_of(operation)]
-        return weight[..., None] * self.vectors[operation]
+        vector: Tensor = self.vectors[operation]
+        return weight[..., None] * vector
 
 
 class JoLA(Edit):
@@ -158,7 +162,7 @@ class JoLA(Edit):
 
     def prepare(self, context: Context, dtype: torch.dtype) -> dict[str, list[tuple[Tensor | None, Tensor | None]]]:
         """Site to (1 + g_m·m, g_a·a) per layer: gate maths in float32 for all layers at once, then ``dtype``."""
-        prepared = {}
+        prepared: dict[str, list[tuple[Tensor | None, Tensor | None]]] = {}
         for name, part in self._parts():
             draws = {kind: u for (site, kind), u in (context.noise or {}).items() if site == name}
             values = part.gate_values(self.inference, draws)
@@ -171,11 +175,12 @@ class JoLA(Edit):
     def forward(
         self, activation: Float[Tensor, "batch pos *unit width"], layer: int, site: Site, context: Context
     ) -> Float[Tensor, "batch pos *unit width"]:
-        scale, shift = context.prepared[site][layer]
+        prepared: dict[str, list[tuple[Tensor | None, Tensor | None]]] = context.prepared
+        scale, shift = prepared[site][layer]
+        if shift is None:
+            return activation if scale is None else activation * scale.to(activation)
         if scale is None:
             return activation + shift.to(activation)
-        if shift is None:
-            return activation * scale.to(activation)
         # One pass over the activation; `.to` is free unless layers live on several devices.
         return torch.addcmul(shift.to(activation), activation, scale.to(activation))
 

@@ -49,9 +49,10 @@ def generate_texts(
     for rows in _bar(batches_of([len(prompt) for prompt in prompts], batch_size), progress):
         ids, mask = left_pad([prompts[row] for row in rows], pad_id(tokenizer))
         device = model.device
-        output = model.hf.generate(input_ids=ids.to(device), attention_mask=mask.to(device), **options)
+        generator: Any = model.hf
+        output = generator.generate(input_ids=ids.to(device), attention_mask=mask.to(device), **options)
         for row, new in zip(rows, output[:, ids.shape[1] :].tolist(), strict=True):
-            texts[row] = first_line(tokenizer.decode(new, skip_special_tokens=True))
+            texts[row] = first_line(str(tokenizer.decode(new, skip_special_tokens=True)))
     return texts
 
 

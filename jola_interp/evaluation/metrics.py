@@ -53,7 +53,8 @@ def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Sco
     """Corpus BLEU with all references (sacrebleu's defaults) and its bootstrap interval."""
     from sacrebleu.metrics import BLEU
 
-    found = BLEU().corpus_score(list(predictions), _streams(references), n_bootstrap=RESAMPLES)
+    streams: Any = _streams(references)  # None where a row has fewer references, which sacrebleu takes
+    found = BLEU().corpus_score(list(predictions), streams, n_bootstrap=RESAMPLES)
     half = found._ci  # sacrebleu: half the width of the 95 % interval around the bootstrap mean
     centre = found._mean
     return Score(found.score, max(0.0, centre - half), centre + half, len(predictions), "bootstrap")

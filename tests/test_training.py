@@ -1,0 +1,346 @@
+"""fit: deterministic, resumable, interruptible, frozen, and careful with what is there."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import jola_interp as ji
+from jola_interp import checkpoint, training
+from jola_interp.backends import BackendName
+from jola_interp.callbacks import Callback, LiveMap, TrainingState
+from jola_interp.models import Model
+from jola_interp.runs import Run
+from jola_interp.tasks import Task
+from jola_interp.training import TrainingDivergedError, fit
+
+MakeModel = Callable[..., Model]
+SMALL: dict[str, Any] = {"epochs": 3, "batch_size": 4, "max_length": 200, "max_new_tokens": 4, "wrapper": "plain"}
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """All files but the one that may differ."""
+    return {
+        path.name: path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "timing.json"
+    }
+
+
+class InterruptAt(Callback):
+    """Ctrl-C after a step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step(self, state: TrainingState) -> None:
+        if state.step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("backend", ["lens", "hooks"])
+def test_same_seed_gives_the_same_bytes_and_another_seed_others(
+    make_model: MakeModel, toy_task: Task, tmp_path: Path, backend: BackendName
+) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        fit(make_model(), toy_task, backend=backend, out=tmp_path / name, seed=seed, **SMALL)
+    first, second, third = (files_of(tmp_path / name) for name in "abc")
+    assert first.keys() == {
+        "config.json", "edit.safetensors", "gates.safetensors", "metrics.jsonl", "scores.json", "predictions.jsonl",
+    }  # fmt: skip
+    assert first == second
+    assert first["edit.safetensors"] != third["edit.safetensors"]
+
+
+@pytest.mark.parametrize("preset", ["paper", "reference"])
+@pytest.mark.parametrize("step", [1, 4, 6, 11])
+def test_resumed_run_equals_uninterrupted_run(
+    make_model: MakeModel, toy_task: Task, tmp_path: Path, step: int, preset: str
+) -> None:
+    options = {**SMALL, "preset": preset, "accumulation": 2, "checkpoint_every": 2, "batch_size": 3, "patience": None}
+    fit(make_model(), toy_task, out=tmp_path / "whole", **options)
+    broken = fit(make_model(), toy_task, out=tmp_path / "broken", callbacks=[InterruptAt(step)], **options)
+    assert broken.status == "interrupted"
+    assert broken.config["progress"]["steps"] == step
+    assert len(broken.gates) and broken.selected() is not None
+    resumed = fit(make_model(), toy_task, out=tmp_path / "broken", resume=True, **options)
+    assert resumed.status == "finished"
+    assert files_of(tmp_path / "broken") == files_of(tmp_path / "whole")
+
+
+class KillAt(Callback):
+    """What the kernel does when memory is short: nothing is tidied up."""
+
+    def on_step(self, state: TrainingState) -> None:
+        if state.step == 5:
+            import os
+
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+KILLED = """
+import sys, tempfile
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from tests.conftest import build_hf, byte_tokenizer
+from tests.test_training import KillAt, SMALL
+from jola_interp.models import load_model
+from jola_interp.tasks import load_task
+from jola_interp.training import fit
+model = load_model(build_hf("llama"), tokenizer=byte_tokenizer(Path(tempfile.mkdtemp())))
+task = load_task("agreement", n_train=24, n_validation=6, n_test=6)
+callbacks = [KillAt()] if sys.argv[3] == "kill" else []
+fit(model, task, out=sys.argv[2], callbacks=callbacks, resume=sys.argv[3] == "resume", checkpoint_every=2, **SMALL)
+"""
+
+
+def test_killed_run_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+    root = str(Path(__file__).resolve().parents[1])
+
+    def run(folder: str, how: str) -> int:
+        command = [sys.executable, "-c", KILLED, root, str(tmp_path / folder), how]
+        return subprocess.run(command, cwd=root, capture_output=True).returncode
+
+    assert run("whole", "whole") == 0
+    assert run("killed", "kill") == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "config.json").exists()
+    assert run("killed", "resume") == 0
+    assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
+
+
+def test_training_changes_no_base_weight_and_not_the_callers_random_state(
+    make_model: MakeModel, toy_task: Task, tmp_path: Path
+) -> None:
+    model = make_model()
+    assert model.bridge is not None
+    weights = {name: value.clone() for name, value in model.bridge.state_dict().items()}
+    # Not the state of `random`: beartype, which checks annotations in these tests, draws from it.
+    torch.manual_seed(5)
+    np.random.seed(5)
+    before = (torch.get_rng_state(), np.random.get_state()[1].tolist())
+    fit(model, toy_task, out=tmp_path / "run", **SMALL)
+    after = model.bridge.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in weights.items())
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1] == np.random.get_state()[1].tolist()
+
+
+def test_training_lowers_the_loss_and_moves_the_gates(make_model: MakeModel, toy_task: Task, tmp_path: Path) -> None:
+    run = fit(make_model(), toy_task, out=tmp_path / "run", **{**SMALL, "epochs": 10})
+    assert run.metrics.validation_ce.min() < 0.8 * run.scores["base"]["nll"]["value"]
+    moved = np.abs(run.gates.log_alpha("multiplicative")[-1] - run.gates.log_alpha("multiplicative")[0])
+    assert moved.max() > 1
+    assert run.scores["edited"]["nll"]["value"] < run.scores["base"]["nll"]["value"]
+
+
+def test_best_epoch_is_kept_on_cross_entropy_alone(make_model: MakeModel, toy_task: Task, tmp_path: Path) -> None:
+    run = fit(make_model(), toy_task, out=tmp_path / "run", lr=0.5, patience=None, **{**SMALL, "epochs": 5})
+    values = run.metrics.validation_ce.dropna().tolist()
+    progress = run.config["progress"]
+    assert progress["best_epoch"] == int(np.argmin(values)) and progress["best_value"] == min(values)
+    step = int(run.metrics[run.metrics.validation_ce == min(values)].step.iloc[0])
+    recorded = run.gates.at(step)["additive"]
+    np.testing.assert_array_equal(run.log_alphas()["additive"], recorded)
+
+
+def test_early_stopping_counts_validations_without_a_better_one(
+    make_model: MakeModel, toy_task: Task, tmp_path: Path
+) -> None:
+    run = fit(
+        make_model(),
+        toy_task,
+        out=tmp_path / "run",
+        lr=50.0,
+        lr_schedule="constant",
+        patience=1,
+        **{**SMALL, "epochs": 30},
+    )
+    assert run.config["progress"]["stopped"] == "patience"
+    assert run.config["progress"]["epochs"] == run.config["progress"]["best_epoch"] + 2
+
+
+def test_accumulated_micro_batches_equal_one_large_batch(make_model: MakeModel, toy_task: Task, tmp_path: Path) -> None:
+    task = Task("eight", toy_task.train[:8], toy_task.validation, (), kind="text")  # so that one step holds all rows
+    common = {**SMALL, "epochs": 2, "backend": "hooks", "adam_epsilon": 1e-3}
+    whole = fit(make_model(), task, out=tmp_path / "a", **{**common, "batch_size": 8})
+    parts = fit(make_model(), task, out=tmp_path / "b", **{**common, "batch_size": 3, "accumulation": 3})
+    assert whole.metrics.ce.dropna().tolist() == pytest.approx(parts.metrics.ce.dropna().tolist(), rel=1e-5)
+    for name, tensor in whole.edit.tensors().items():
+        torch.testing.assert_close(tensor, parts.edit.tensors()[name], rtol=1e-3, atol=1e-5)
+
+
+def test_not_finite_loss_stops_with_step_and_rows_and_keeps_the_last_good_state(
+    make_model: MakeModel, toy_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = training.cross_entropy, []
+
+    def poisoned(model: Model, batch: Any) -> torch.Tensor:
+        calls.append(batch.rows)
+        return real(model, batch) * (float("nan") if len(calls) == 4 else 1.0)
+
+    monkeypatch.setattr(training, "cross_entropy", poisoned)
+    with pytest.raises(TrainingDivergedError, match="step 4 is not finite") as caught:
+        fit(make_model(), toy_task, out=tmp_path / "run", **SMALL)
+    assert caught.value.rows == calls[3]
+    kept = Run.load(tmp_path / "run")
+    assert kept.status == "diverged" and kept.config["progress"]["steps"] == 3
+    assert all(bool(torch.isfinite(value).all()) for value in kept.edit.tensors().values())
+
+
+def test_the_callers_edit_and_configuration_are_not_changed(
+    make_model: MakeModel, toy_task: Task, tmp_path: Path
+) -> None:
+    model = make_model()
+    edit, config = ji.JoLA(model.head_shape, heads=["L1H0", "L0H3"]), ji.TrainConfig(**SMALL)
+    run = fit(model, toy_task, edit, config, evaluate=False, out=tmp_path / "run")
+    assert not edit.initialised and not any(bool(p.any()) for p in edit.parameters())
+    assert config.evaluate is True
+    trained = run.edit.site("heads").vectors["additive"].abs().sum(-1) > 0
+    assert [tuple(unit) for unit in trained.nonzero().tolist()] == [(0, 3), (1, 0)]
+
+
+def test_an_initialised_edit_is_trained_further(make_model: MakeModel, toy_task: Task, tmp_path: Path) -> None:
+    model = make_model()
+    first = fit(model, toy_task, evaluate=False, out=tmp_path / "a", **SMALL)
+    second = fit(model, toy_task, first.edit, evaluate=False, out=tmp_path / "b", **SMALL)
+    np.testing.assert_array_equal(second.gates.at(0)["additive"], first.log_alphas()["additive"])
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [
+        {"gates": "none"},
+        {"gates": "shared"},
+        {"operations": "add"},
+        {"operations": "multiply"},
+        {"sites": ("heads", "mlp")},
+        {"sites": ("mlp",)},
+    ],
+    ids=str,
+)
+def test_every_ablation_trains_and_travels(
+    make_model: MakeModel, toy_task: Task, tmp_path: Path, switches: dict[str, Any]
+) -> None:
+    model = make_model()
+    run = fit(model, toy_task, ji.JoLA(model.head_shape, **switches), out=tmp_path / "run", **SMALL)
+    again = Run.load(run.path)
+    assert all(torch.equal(value, again.edit.tensors()[name]) for name, value in run.edit.tensors().items())
+    assert again.scores["edited"]["nll"]["value"] < again.scores["base"]["nll"]["value"]
+    assert again._repr_html_()
+
+
+def test_a_run_is_not_overwritten_unasked_and_nothing_else_is_deleted(
+    make_model: MakeModel, toy_task: Task, tmp_path: Path
+) -> None:
+    model, out = make_model(), tmp_path / "run"
+    fit(model, toy_task, out=out, evaluate=False, **SMALL)
+    before = files_of(out)
+    with pytest.raises(FileExistsError, match="resume=True.*overwrite=True"):
+        fit(model, toy_task, out=out, evaluate=False, **SMALL)
+    with pytest.raises(ValueError, match="another train"):
+        fit(model, toy_task, out=out, resume=True, evaluate=False, **{**SMALL, "epochs": 4})
+    assert files_of(out) == before
+    assert fit(model, toy_task, out=out, resume=True, evaluate=False, **SMALL).status == "finished"
+    (out / "notes.txt").write_text("mine")
+    fit(model, toy_task, out=out, overwrite=True, evaluate=False, seed=9, **SMALL)
+    assert (out / "notes.txt").read_text() == "mine"
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="holds no Run"):
+        fit(model, toy_task, out=other, overwrite=True, evaluate=False, **SMALL)
+
+
+def test_a_checkpoint_of_another_training_is_refused(make_model: MakeModel, toy_task: Task, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    fit(make_model(), toy_task, out=out, callbacks=[InterruptAt(2)], **SMALL)
+    with pytest.raises(ValueError, match="other settings, data or model"):
+        fit(make_model(), toy_task, out=out, resume=True, seed=7, **SMALL)
+    assert (out / "checkpoint" / checkpoint.FILE).exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"epochs": 0}, "epochs must be an integer ≥ 1; got 0"),
+        ({"lr": -1.0}, "lr must be a positive number"),
+        ({"penalty": float("nan")}, "penalty"),
+        ({"penalty_schedule": "steep"}, "penalty_schedule must be one of"),
+        ({"momentum": 0.9}, "unknown training field momentum"),
+        ({"preset": "own"}, "preset must be one of paper, reference"),
+        ({"edit": "lora2"}, "edit must be an Edit or one of jola"),
+        ({"backend": "jax"}, "backend must be one of lens, hooks"),
+        ({"wrapper": "no field"}, "wrapper must be one of"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_stop_before_any_work(
+    make_model: MakeModel, toy_task: Task, tmp_path: Path, changes: dict[str, Any], match: str
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(ValueError, match=match):
+        fit(make_model(), toy_task, out=out, **{**SMALL, **changes})
+    assert not out.exists()
+
+
+def test_loggers_and_callbacks_see_every_step_and_may_stop(
+    make_model: MakeModel, toy_task: Task, tmp_path: Path
+) -> None:
+    class Log:
+        seen: list[tuple[int, dict[str, float]]] = []
+
+        def log(self, step: int, values: dict[str, float]) -> None:
+            self.seen.append((step, values))
+
+    class StopAt(Callback):
+        def on_step(self, state: TrainingState) -> None:
+            state.stop = state.step == 4
+
+    log = Log()
+    run = fit(make_model(), toy_task, out=tmp_path / "run", loggers=[log], callbacks=[StopAt()], **SMALL)
+    assert [step for step, values in log.seen if "ce" in values] == [1, 2, 3, 4]
+    assert {"ce", "penalty", "lambda_additive", "lambda_multiplicative", "lr", "gate_lr"} <= log.seen[0][1].keys()
+    assert run.config["progress"]["stopped"] == "callback"
+    assert run.gates.scalars["ce"][1:].tolist() == [values["ce"] for _, values in log.seen if "ce" in values]
+
+
+def test_live_map_draws_outside_a_notebook_too(make_model: MakeModel, toy_task: Task, tmp_path: Path) -> None:
+    drawn: list[str] = []
+
+    class Watching(LiveMap):
+        def on_step(self, state: TrainingState) -> None:
+            drawn.append(self.render(state))
+
+    fit(make_model(), toy_task, out=tmp_path / "run", callbacks=[Watching()], evaluate=False, **SMALL)
+    assert len(drawn) == 18 and all(text.startswith("<svg") and "additive: P(open)" in text for text in drawn)
+
+
+def test_recording_every_step_costs_under_two_percent_of_a_step(smollm2: Model) -> None:
+    """Recording against one forward pass of a single token, a lower bound on any training step."""
+    edit = ji.JoLA(smollm2.head_shape).initialise(torch.Generator().manual_seed(0))
+    masks = {"heads": edit.site("heads").mask.numpy()}
+    history = ji.GateHistory(masks, list(edit.log_alphas()), 101)  # type: ignore[arg-type]
+    started = time.perf_counter()
+    for step in range(100):
+        history.record(step, edit.log_alphas())
+    recording = (time.perf_counter() - started) / 100
+    ids = torch.ones(4, 128, dtype=torch.long)
+    started = time.perf_counter()
+    with torch.no_grad():
+        smollm2.logits(ids, ids, keep=1)
+    assert recording < 0.02 * (time.perf_counter() - started)
+
+
+def test_configuration_round_trips_through_json() -> None:
+    for preset in ji.PRESETS.values():
+        assert ji.TrainConfig.from_dict(json.loads(json.dumps(preset.train.to_dict()))) == preset.train
