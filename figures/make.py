@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 import jola_interp as ji
-from jola_interp.cli import DEMO
+from jola_interp.cli import demo_run
 
 HERE = Path(__file__).resolve().parent
 
@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=HERE.parent / "runs" / "demo")
     path = parser.parse_args().run
     if not (path / "scores.json").exists():
-        ji.fit("smollm2-135m", "restaurants", out=path, overwrite=True, **DEMO)
+        demo_run(path)
     run = ji.Run.load(path)
     for name in ("heads", "gate_snapshots", "gate_trajectories", "loss"):
         figure = getattr(ji.plots, name)(run, renderer="matplotlib")

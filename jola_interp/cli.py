@@ -11,12 +11,15 @@ import types
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
 
 from jola_interp._version import __version__
 from jola_interp.config import TrainConfig
+
+if TYPE_CHECKING:
+    from jola_interp.runs import Run
 
 app = typer.Typer(
     help="JoLA: which attention heads does a task need, and how are they used?",
@@ -25,8 +28,6 @@ app = typer.Typer(
     add_completion=False,
 )
 _options = {"debug": False}
-DEMO: dict[str, Any] = {"epochs": 6, "patience": None, "penalty": 1.0}
-"""Training fields of the demo: long enough for most gates to decide, short enough to wait for."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 ModelName = Annotated[str, typer.Option("--model", "-m", help="Built-in name, Hub id, directory or .gguf file.")]
@@ -70,10 +71,17 @@ def demo(
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted demo stopped.")] = False,
 ) -> None:
     """Train JoLA on SmolLM2-135M and 200 generated examples, offline, and draw what it chose (a few minutes)."""
+    run = demo_run(out, resume)
+    _print_run(run, [*_draw(run), _report(run, None)])
+
+
+def demo_run(out: Path, resume: bool = False) -> Run:
+    """The demo's Run: four epochs are enough for most gates to decide, and short enough to wait for."""
+    from jola_interp.tasks import load_task
     from jola_interp.training import fit
 
-    run = fit("smollm2-135m", "restaurants", out=out, resume=resume, overwrite=not resume, **DEMO)
-    _print_run(run, [*_draw(run), _report(run, None)])
+    task = load_task("restaurants", n_test=60)
+    return fit("smollm2-135m", task, epochs=4, patience=None, penalty=1.0, out=out, resume=resume, overwrite=not resume)
 
 
 @app.command()
@@ -318,7 +326,7 @@ def _score_rows(scores: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _print_run(run: Any, written: list[Path], rule: str = "p_open>0.5") -> None:
+def _print_run(run: Run, written: list[Path], rule: str = "p_open>0.5") -> None:
     typer.echo(f"{run.config['model']['name']} on {run.config['task']['name']}: {run.status}")
     if run.scores:
         typer.echo("")
@@ -332,7 +340,7 @@ def _print_run(run: Any, written: list[Path], rule: str = "p_open>0.5") -> None:
     typer.echo("\n".join(["", *(str(path) for path in [run.path, *written])]))
 
 
-def _draw(run: Any) -> list[Path]:
+def _draw(run: Run) -> list[Path]:
     """The four first figures of a Run as PNG."""
     from jola_interp import plots
 
@@ -347,7 +355,7 @@ def _draw(run: Any) -> list[Path]:
     return [plots.save(draw(run, renderer="matplotlib"), folder / f"{name}.png") for name, draw in drawers.items()]
 
 
-def _report(run: Any, out: Path | None) -> Path:
+def _report(run: Run, out: Path | None) -> Path:
     from jola_interp.report import report as write
 
     return Path(write(run, out))

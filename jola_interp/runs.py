@@ -364,7 +364,7 @@ def clear_run(folder: Path) -> None:
         return
     if not (folder / "config.json").exists() and not (folder / "checkpoint").exists() and any(folder.iterdir()):
         raise FileExistsError(f"out: {folder} is not empty and holds no Run; choose another directory")
-    for name in (*SHARED_FILES, "predictions.jsonl", "timing.json"):
+    for name in (*SHARED_FILES, "predictions.jsonl", "timing.json", "report.html"):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)
 

