@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from jola_interp._log import set_verbosity
+from jola_interp._log import default_verbosity, set_verbosity
 from jola_interp._version import __version__
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from jola_interp.callbacks import Callback, TensorBoardLogger, WandbLogger
     from jola_interp.config import PRESETS, TrainConfig
     from jola_interp.edits import Edit, HeadShape, JoLA
-    from jola_interp.evaluation import evaluate
+    from jola_interp.evaluation.evaluator import evaluate
     from jola_interp.history import GateHistory
     from jola_interp.models import Model, load_model
     from jola_interp.report import report
@@ -40,7 +40,7 @@ _HOMES = {
     "Edit": "edits",
     "HeadShape": "edits",
     "JoLA": "edits",
-    "evaluate": "evaluation",
+    "evaluate": "evaluation.evaluator",
     "GateHistory": "history",
     "Model": "models",
     "load_model": "models",
@@ -62,7 +62,7 @@ __all__ = [
     "fit", "gates", "load_model", "load_task", "methods", "plots", "report", "set_verbosity", "task_names",
 ]  # fmt: skip
 
-set_verbosity("INFO")
+default_verbosity()
 
 
 def __getattr__(name: str) -> Any:

@@ -42,7 +42,8 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSONL file; none if it is not there."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    # Not splitlines(): that also splits at characters such as U+2028, which JSON may hold as they are.
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

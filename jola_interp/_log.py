@@ -7,6 +7,12 @@ import logging
 logger = logging.getLogger("jola_interp")
 
 
+def default_verbosity() -> None:
+    """INFO, unless logging has been set up already."""
+    if logger.level == logging.NOTSET and not logger.handlers and not logging.getLogger().handlers:
+        set_verbosity("INFO")
+
+
 def set_verbosity(level: int | str) -> None:
     """Show messages of the package at ``level`` ("DEBUG", "INFO", "WARNING", … or a number) and above, on stderr.
 

@@ -88,6 +88,14 @@ def encode_prompt(instruction: str, tokenizer: PreTrainedTokenizerBase, wrapper:
     return ids
 
 
+def cut_prompt(prompt: list[int], room: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The end of a prompt within ``room`` tokens, behind its BOS if it has one (some models degrade without)."""
+    if len(prompt) <= room:
+        return prompt
+    start = prompt[:1] if prompt[0] == tokenizer.bos_token_id and room > 1 else []
+    return start + prompt[len(prompt) - room + len(start) :]
+
+
 def encode_examples(
     examples: Sequence[Example],
     tokenizer: PreTrainedTokenizerBase,
@@ -113,7 +121,7 @@ def encode_examples(
             )
         prompt = encode_prompt(example.instruction, tokenizer, wrapper)
         cut += len(prompt) + len(answer) > max_length
-        prompt = prompt[-(max_length - len(answer)) :]
+        prompt = cut_prompt(prompt, max_length - len(answer), tokenizer)
         encoded.append(Encoded(tuple(prompt + answer), len(prompt), row))
     if cut:
         logger.warning("%d of %d rows were cut to %d tokens at the start of the prompt", cut, len(examples), max_length)

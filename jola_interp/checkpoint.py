@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ class Progress:
     best_value: float | None = None
     best_epoch: int | None = None
     epochs_without_better: int = 0
+    stopping: bool = False
+    """A callback has asked to stop; the validation is still to come."""
     stopped: str | None = None
     """Why training is over: "epochs", "max_steps", "patience" or "callback"; None while it goes on."""
 
@@ -77,7 +80,11 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, edit: Edit, tensors
     for name, parameter in edit.named_parameters():
         parts = {key.rpartition(".")[2]: value for key, value in tensors.items() if key.rpartition(".")[0] == name}
         if parts:
-            optimizer.state[parameter] = {key: value.clone() for key, value in parts.items()}
+            # AdamW keeps its step counter on the CPU and its moments with the parameter.
+            optimizer.state[parameter] = {
+                key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
+                for key, value in parts.items()
+            }
 
 
 def section(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -96,6 +103,15 @@ def write(folder: Path, snapshot: Snapshot, identity: str) -> None:
     }
     tensors = snapshot.tensors | {f"history.{name}": value for name, value in snapshot.history.items()}
     _files.write_tensors(folder / FILE, tensors, {"state": json.dumps(meta, allow_nan=False)})
+
+
+def remove(folder: Path) -> None:
+    """Remove the checkpoint, and what a killed process left of one; the folder too, if nothing else is in it."""
+    if folder.is_dir():
+        for file in (folder / FILE, *folder.glob(f".{FILE}-*")):
+            file.unlink(missing_ok=True)
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def read(folder: Path, identity: str) -> Snapshot:

@@ -17,9 +17,13 @@ import typer
 
 from jola_interp._version import __version__
 from jola_interp.config import TrainConfig
+from jola_interp.edits.base import SITES, Site
+from jola_interp.selection import DEFAULT_RULE
 
 if TYPE_CHECKING:
+    from jola_interp.models import Model
     from jola_interp.runs import Run
+    from jola_interp.tasks import Task
 
 app = typer.Typer(
     help="JoLA: which attention heads does a task need, and how are they used?",
@@ -28,6 +32,8 @@ app = typer.Typer(
     add_completion=False,
 )
 _options = {"debug": False}
+LONGEST_ERROR = 500
+"""Characters of an error's line."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 ModelName = Annotated[str, typer.Option("--model", "-m", help="Built-in name, Hub id, directory or .gguf file.")]
@@ -44,25 +50,36 @@ def main() -> None:
     except (ValueError, TypeError, KeyError, OSError, RuntimeError, ImportError) as error:
         if _options["debug"]:
             raise
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {_one_line(error)}", err=True)
         sys.exit(2)
+
+
+def _one_line(error: BaseException) -> str:
+    """The message without line breaks, at most LONGEST_ERROR characters: the Hub's have many."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= LONGEST_ERROR else f"{text[: LONGEST_ERROR - 25].rstrip()} … (--debug shows all)"
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
 
 
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No messages and no progress bars.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    _version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
 ) -> None:
-    """Options for all commands."""
+    """Options for all commands; the callback of --version has done its work by now."""
     from jola_interp._log import set_verbosity
 
     _options["debug"] = debug
     if quiet:
         set_verbosity("CRITICAL")
-    if version:
-        typer.echo(__version__)
-        raise typer.Exit
 
 
 @app.command()
@@ -144,30 +161,27 @@ def evaluate(
     run: RunPath,
     task: Annotated[str | None, typer.Option("--task", "-t", help="Default: the task it was trained on.")] = None,
     data: Annotated[Path | None, typer.Option(help="A directory of JSONL files, instead of --task.")] = None,
-    n_test: TestRows = None,
+    n_test: Annotated[int | None, typer.Option(min=1, help="Only the first so many test rows.")] = None,
     data_seed: Annotated[int, typer.Option(help="Which rows are drawn, or generated.")] = 42,
     model: OptionalModel = None,
-    beams: Annotated[int | None, typer.Option(help="Beams; default: the Run's.")] = None,
+    beams: Annotated[int | None, typer.Option(min=1, help="Beams; default: the Run's.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Score base and edited model; the Run's own scores are replaced only on the task it was trained on."""
-    from jola_interp.evaluation import evaluate as score
-    from jola_interp.models import load_model
+    """Score base and edited model. The Run's own scores are replaced only by those of its own test rows and model."""
+    from jola_interp.evaluation.evaluator import evaluate as score
     from jola_interp.runs import Run
 
     found = Run.load(run)
-    sizes = found.config["task"]["sizes"]
-    name = task or (None if data else found.config["task"]["name"])
-    rows = _load_rows(
-        name, data, n_train=sizes["train"], n_validation=sizes["validation"], n_test=n_test, seed=data_seed
-    )
-    same = rows.name == found.config["task"]["name"]
-    target = load_model(model) if model else None
-    scores = score(found, rows, target, beams=beams, save=same)
+    rows = _rows_to_score(found, task, data, n_test, data_seed)
+    target = _model_for(found, model)
+    kept = _why_not_saved(found, rows, target, n_test)
+    scores = score(found, rows, target, rows=n_test, beams=beams, save=not kept)
     if as_json:
         typer.echo(json.dumps(scores, indent=2))
     else:
         _print_rows(_score_rows(scores), False)
+    if kept:
+        typer.echo(f"The Run's own scores were left alone: {kept}.", err=True)
 
 
 @app.command()
@@ -178,32 +192,34 @@ def generate(
     model: OptionalModel = None,
 ) -> None:
     """What the base and the edited model answer."""
-    from jola_interp.models import load_model
     from jola_interp.runs import Run
 
-    target = load_model(model) if model else None
-    row = Run.load(run).generate(text, target, max_new_tokens=max_new_tokens).iloc[0]
+    found = Run.load(run)
+    row = found.generate(text, _model_for(found, model), max_new_tokens=max_new_tokens).iloc[0]
     typer.echo(f"base    {row['base']}\nedited  {row['edited']}")
 
 
 @app.command()
 def show(
     run: RunPath,
-    rule: Annotated[str, typer.Option(help="p_open>0.5, expected>0.0881, point>0 or top=K:measure.")] = "p_open>0.5",
+    rule: Annotated[str, typer.Option(help="p_open>0.5, expected>0.0881, point>0 or top=K:measure.")] = DEFAULT_RULE,
+    site: Annotated[str | None, typer.Option(help="heads or mlp; default: heads, if the edit acts there.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Scores and selected heads of a Run; needs no model."""
+    """Scores and selected heads (or MLPs) of a Run; needs no model."""
     from jola_interp.runs import Run
 
     found = Run.load(run)
-    chosen = found.selected(rule)
+    place = _site(found, site)
+    chosen = found.selected(rule, place) if found.edit.gates != "none" else None
     if as_json:
-        heads = chosen.to_frame().to_dict("records")
-        content = {"config": found.config, "scores": found.scores, "rule": rule, "counts": chosen.counts()}
+        heads = chosen.to_frame().to_dict("records") if chosen is not None else []
+        counts = chosen.counts() if chosen is not None else {}
+        content = {"config": found.config, "scores": found.scores, "rule": rule, "site": place, "counts": counts}
         typer.echo(json.dumps({**content, "heads": heads}, indent=2))
         return
     _print_run(found, [], rule)
-    if len(chosen):
+    if chosen:
         typer.echo(f"\n{chosen.top(20).to_frame().to_string(index=False, float_format='{:.3f}'.format)}")
         if len(chosen) > 20:
             typer.echo(f"… and {len(chosen) - 20} more (--json has them all)")
@@ -288,15 +304,86 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise ValueError(f"config: {path} is neither YAML nor JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"config: {path} must hold fields and values, found {type(content).__name__}")
-    return content
+    return {name: _number(value) if _takes_floats(name) else value for name, value in content.items()}
 
 
-def _load_rows(task: str | None, data: Path | None, **sizes: Any) -> Any:
+def _takes_floats(name: object) -> bool:
+    hint = get_type_hints(TrainConfig).get(str(name))
+    return hint is float or float in get_args(hint)
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 2e-2, without a point, as text: make it the number that was meant. Other text stays."""
+    if isinstance(value, list):
+        return [_number(part) for part in value]
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _load_rows(task: str | None, data: Path | None, **sizes: Any) -> Task:
     from jola_interp.tasks import load_task
 
     if (task is None) == (data is None):
         raise ValueError("give either --task NAME or --data DIRECTORY")
     return load_task(task if task is not None else str(data), **sizes)
+
+
+# -- what is evaluated ---------------------------------------------------------------------------------------------
+
+
+def _rows_to_score(run: Run, task: str | None, data: Path | None, n_test: int | None, seed: int) -> Task:
+    """The Run's own task, rebuilt with its recorded sizes, or another one, of which only the test rows matter.
+
+    Raises:
+        ValueError: rows of the user's own that were not given, or more test rows than the Run's task has.
+    """
+    from jola_interp.tasks import load_task, task_names
+
+    recorded = run.config["task"]
+    own, sizes = recorded["name"], recorded["sizes"]
+    name = own if task is None and data is None else task
+    if name == own and data is None and own not in task_names():
+        raise ValueError(f"this Run was trained on rows of your own ({own}): give --data DIRECTORY, where they are")
+    if (data.resolve().name if data is not None and task is None else name) != own:
+        return _load_rows(name, data, n_train=1, n_validation=1, n_test=n_test, seed=seed)
+    if n_test is not None and n_test > sizes["test"]:
+        raise ValueError(f"--n-test must be at most {sizes['test']}, the test rows of {own} in this Run; got {n_test}")
+    options = {"n_train": sizes["train"], "n_validation": sizes["validation"] or None, "seed": seed}
+    rows = _load_rows(name, data, n_test=sizes["test"] or None, **options)
+    if data is not None and rows.fingerprint != recorded["fingerprint"]:  # all rows of a folder keep the file's order
+        whole = load_task(data, **options)
+        return whole if whole.fingerprint == recorded["fingerprint"] else rows
+    return rows
+
+
+def _why_not_saved(run: Run, rows: Task, model: Model | None, n_test: int | None) -> str:
+    """Why scores on ``rows`` are not the Run's own; empty if they are."""
+    recorded = run.config["task"]
+    if rows.name != recorded["name"]:
+        return f"they are of {recorded['name']}, these of {rows.name}"
+    if rows.fingerprint != recorded["fingerprint"]:
+        return f"these rows of {rows.name} are not those it was trained with (another --data-seed, or changed rows)"
+    if model is not None and model.fingerprint != run.config["model"]["fingerprint"]:
+        return f"these are of a model with other weights ({model.name})"
+    return f"these are of the first {n_test} test rows only (--n-test)" if n_test is not None else ""
+
+
+def _model_for(run: Run, name: str | None) -> Model | None:
+    """The model that is to stand in for the Run's own, in the Run's dtype; None for its own."""
+    from jola_interp.models import load_model
+
+    return load_model(name, dtype=run.config["model"]["dtype"]) if name else None
+
+
+def _site(run: Run, wanted: str | None) -> Site:
+    """Where to look for selected units: ``wanted``, or the first site of the edit (heads come first)."""
+    sites: list[Site] = [site for site in SITES if site in run.edit.sites]
+    found = next((site for site in sites if wanted in (site, None)), None)
+    if found is None:
+        raise ValueError(f"--site must be one of {', '.join(sites)}, where this edit acts; got {wanted!r}")
+    return found
 
 
 # -- what is printed and written -----------------------------------------------------------------------------------
@@ -326,22 +413,35 @@ def _score_rows(scores: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _print_run(run: Run, written: list[Path], rule: str = "p_open>0.5") -> None:
+def _print_run(run: Run, written: list[Path], rule: str = DEFAULT_RULE) -> None:
+    from jola_interp.analysis.summary import kept_label
+
     typer.echo(f"{run.config['model']['name']} on {run.config['task']['name']}: {run.status}")
     if run.scores:
         typer.echo("")
         _print_rows(_score_rows(run.scores), False)
-    if run.edit.gates != "none" and "heads" in run.edit.sites:
-        counts = run.selected(rule).counts()
-        typer.echo(f"\nheads open ({rule}): " + ", ".join(f"{count} {name}" for name, count in counts.items()))
-    progress, seconds = run.config["progress"], run.timing.get("train_seconds")
+    typer.echo("\n" + "\n".join(_gates_in_words(run, rule)))
+    seconds = run.timing.get("train_seconds")
     took = f" in {seconds:.0f} s" if seconds else ""
-    typer.echo(f"{progress['steps']} steps{took}; best epoch {progress['best_epoch']} (from 0)")
+    typer.echo(f"{run.config['progress']['steps']} steps{took}; kept: {kept_label(run)}")
     typer.echo("\n".join(["", *(str(path) for path in [run.path, *written])]))
 
 
+def _gates_in_words(run: Run, rule: str) -> list[str]:
+    """One line per site of the edit: how many units use their gates how."""
+    if run.edit.gates == "none":
+        return [f"no gates: every editable unit acts ({', '.join(run.edit.sites)})"]
+    lines = []
+    for site in SITES:
+        if site in run.edit.sites:
+            counts = run.selected(rule, site).counts()
+            noun = "heads" if site == "heads" else "MLPs"
+            lines.append(f"{noun} open ({rule}): " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+    return lines
+
+
 def _draw(run: Run) -> list[Path]:
-    """The four first figures of a Run as PNG."""
+    """The demo's figures as PNG."""
     from jola_interp import plots
 
     folder = run.path / "figures"

@@ -73,8 +73,7 @@ class GateHistory:
         """
         for found in (kind, "shared"):
             if (key := (site, found)) in self._log_alpha:
-                values = self._log_alpha[key][: self._filled]
-                return np.where(self._masks[site], values, np.float32(np.nan))
+                return self._masked(key, slice(0, self._filled))
         have = ", ".join(f"{site} {kind}" for site, kind in self.keys) or "none"
         raise KeyError(f"no {kind} gates at {site}; this edit has: {have}")
 
@@ -95,7 +94,8 @@ class GateHistory:
         row = -1 if step is None else int(np.searchsorted(self.steps, step, side="right")) - 1
         if step is not None and row < 0:
             raise ValueError(f"step {step} is before the first record ({self.steps[0]})")
-        return {kind: self.log_alpha(kind, found)[row] for found, kind in self.keys if found == site}
+        place = row % max(self._filled, 1)
+        return {key[1]: self._masked(key, place) for key in self.keys if key[0] == site}
 
     def status(self, rule: str = selection.DEFAULT_RULE, site: Site = "heads") -> Int[np.ndarray, "step layer unit"]:
         """How each head is used at each record: codes into ``selection.STATUSES``."""
@@ -138,6 +138,9 @@ class GateHistory:
         for (site, kind), values in history._log_alpha.items():
             values[: len(steps)] = tensors[f"log_alpha.{site}.{kind}"].numpy()
         return history
+
+    def _masked(self, key: Key, rows: slice | int) -> Float[np.ndarray, "*step layer unit"]:
+        return np.where(self._masks[key[0]], self._log_alpha[key][rows], np.float32(np.nan))
 
     def _frame_of(self, site: Site, kind: Kind) -> pd.DataFrame:
         import pandas as pd

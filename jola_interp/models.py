@@ -11,12 +11,14 @@ import json
 import os
 import shutil
 import tempfile
+import weakref
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from jola_interp._log import logger
@@ -41,6 +43,10 @@ _VOLATILE = {
 }
 
 
+# Booting wraps a Hugging Face model in place, once: every Model around it must know.
+_BRIDGES: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
+
+
 class Model:
     """A frozen language model, ready to be edited. Made by :func:`load_model`.
 
@@ -63,17 +69,18 @@ class Model:
         bridge: TransformerBridge | None = None,
     ):
         self.hf, self.tokenizer, self.name, self.source = hf, tokenizer, name, source
-        self._bridge = bridge
+        self.prompt_mask: Tensor | None = None
         self.head_shape = _head_shape(hf.config)
-        self._freeze()
         if bridge is not None:
+            _BRIDGES[hf] = bridge
             _wire(bridge)
+        self._freeze()
         self.fingerprint = self._fingerprint()
 
     @property
     def booted(self) -> bool:
         """Whether the Hugging Face model has been wrapped by TransformerLens (which cannot be undone)."""
-        return self._bridge is not None
+        return self.hf in _BRIDGES
 
     @property
     def bridge(self) -> TransformerBridge:
@@ -82,13 +89,14 @@ class Model:
         Raises:
             ValueError: the model has no tokenizer that TransformerLens could use.
         """
-        if self._bridge is None:
+        if not self.booted:
             if self.source is None:
                 logger.info("booting TransformerLens on your %s: it is wrapped in place", type(self.hf).__name__)
-            self._bridge = _boot(self.hf, self.tokenizer, self.name)
+            bridge = _boot(self.hf, self.tokenizer, self.name)
+            _BRIDGES[self.hf] = bridge
             self._freeze()
-            _wire(self._bridge)
-        return self._bridge
+            _wire(bridge)
+        return cast("TransformerBridge", _BRIDGES[self.hf])
 
     @property
     def dtype(self) -> torch.dtype:
@@ -118,18 +126,24 @@ class Model:
         input_ids: Int[Tensor, "batch pos"],
         attention_mask: Int[Tensor, "batch pos"],
         keep: int = 0,
+        prompt_mask: Bool[Tensor, "batch pos"] | None = None,
     ) -> Float[Tensor, "batch kept vocab"]:
         """Next-token logits at the last ``keep`` positions (0: all), whichever side the padding is on.
 
         Positions are counted over real tokens and passed on, since plain models with absolute positions do not derive
-        them from the mask. Only the kept positions are unembedded where the architecture allows it.
+        them from the mask. Only the kept positions are unembedded where the architecture allows it. ``prompt_mask``
+        is handed to edits that act on prompt tokens only.
         """
         options: dict[str, Any] = {"use_cache": False}
         if "position_ids" in self._arguments:
             options["position_ids"] = (attention_mask.cumsum(1) - 1).clamp(min=0)
         if keep and "logits_to_keep" in self._arguments:
             options["logits_to_keep"] = keep
-        logits: Tensor = self.hf(input_ids=input_ids, attention_mask=attention_mask, **options).logits
+        self.prompt_mask = prompt_mask
+        try:
+            logits: Tensor = self.hf(input_ids=input_ids, attention_mask=attention_mask, **options).logits
+        finally:
+            self.prompt_mask = None
         return logits[:, -keep:] if keep else logits
 
     def o_proj(self, layer: int) -> nn.Module:
@@ -138,8 +152,8 @@ class Model:
         Raises:
             ValueError: the architecture is unknown to TransformerLens.
         """
-        if self._bridge is not None:
-            return _unwrapped(self._bridge.blocks[layer].attn.o)
+        if self.booted:
+            return _unwrapped(self.bridge.blocks[layer].attn.o)
         return self.hf.get_submodule(self._path(f"blocks.{layer}.attn.o"))
 
     def mlp(self, layer: int) -> nn.Module:
@@ -168,7 +182,7 @@ class Model:
 
     def _freeze(self) -> None:
         """Nothing but an edit may require grad: booting fused-QKV architectures makes new parameters that do."""
-        owner = self.hf if self._bridge is None else self._bridge
+        owner: nn.Module = self.bridge if self.booted else self.hf
         owner.requires_grad_(False)
         owner.eval()
         left = [name for name, parameter in owner.named_parameters() if parameter.requires_grad]
@@ -223,10 +237,10 @@ def load_model(
     if name == BUILTIN:
         return _from_pretrained(str(_builtin_directory()), BUILTIN, BUILTIN, tokenizer, device, dtype, hf_kwargs)
     path = Path(name).expanduser()
-    if path.suffix == ".gguf" or path.is_dir():
+    if path.suffix == ".gguf" or path.is_dir() or name.startswith((".", "/", "~")):
         if not path.exists():
-            raise FileNotFoundError(f"model: no such file: {path}")
-        source, options = str(path.resolve()), dict(hf_kwargs)
+            raise FileNotFoundError(f"model: no such file or directory: {path}")
+        source, options = str(path.absolute()), dict(hf_kwargs)  # links stay: their names are the user's
         if path.suffix == ".gguf":
             options["gguf_file"] = path.name
             path = path.parent
@@ -314,10 +328,21 @@ def _wrap(given: Any, tokenizer: PreTrainedTokenizerBase | None) -> Model:
         return Model(hf, tokenizer or given.tokenizer, name=name, bridge=given)
     if isinstance(given, PreTrainedModel):
         name = Path(str(given.config._name_or_path or type(given).__name__)).name
-        return Model(given, tokenizer, name=name)
+        return Model(given, tokenizer or _tokenizer_of(given), name=name)
     raise TypeError(
         f"model must be a name, path, Hugging Face model, TransformerBridge or Model; got {type(given).__name__}"
     )
+
+
+def _tokenizer_of(hf: PreTrainedModel) -> PreTrainedTokenizerBase | None:
+    """The tokenizer beside the checkpoint that a model was loaded from, if there is one to be had."""
+    from transformers import AutoTokenizer
+
+    if not hf.config._name_or_path:
+        return None
+    with suppress(OSError, ValueError, KeyError):
+        return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(hf.config._name_or_path))
+    return None
 
 
 def _resolve_device(device: str | torch.device) -> torch.device:

@@ -16,7 +16,7 @@ from jola_interp.schedules import PenaltySchedule
 
 def cross_entropy(model: Model, batch: Batch) -> Float[Tensor, ""]:
     """Σ −log p over the answer tokens of a batch (a sum, so that micro-batches add up exactly)."""
-    logits = model.logits(batch.input_ids, batch.attention_mask, keep=batch.keep)
+    logits = model.logits(batch.input_ids, batch.attention_mask, batch.keep, batch.prompt_mask)
     return answer_losses(logits, batch.labels).sum()
 
 

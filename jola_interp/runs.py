@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import json
-import shutil
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jola_interp import _files, selection, sketch
-from jola_interp.backends import Attachment, BackendName, attach, hook_name
+from jola_interp import _files, checkpoint, selection, sketch
+from jola_interp.backends import Attachment, BackendName, attach, hook_name, require_unedited
+from jola_interp.config import TrainConfig
 from jola_interp.edits.base import Context, Edit, HeadShape, Site
 from jola_interp.edits.jola import JoLA, Operation
 from jola_interp.history import GateHistory
@@ -29,19 +30,14 @@ if TYPE_CHECKING:
 FORMAT = 1
 """Version of the directory's layout; a newer one is refused."""
 CONFIG_KEYS = {
-    "format", "jola_interp", "status", "preset", "backend", "model", "task", "edit", "train", "progress",
+    "format", "jola_interp", "identity", "status", "preset", "backend", "model", "task", "edit", "train", "progress",
 }  # fmt: skip
-EDITS: dict[str, type[JoLA]] = {JoLA.type_name: JoLA}
-"""Edits that a Run may hold, by the name in its configuration."""
-SHARED_FILES = (
-    "config.json",
-    "edit.safetensors",
-    "gates.safetensors",
-    "metrics.jsonl",
-    "scores.json",
-    "README.md",
-)
+SECTIONS = ("model", "task", "edit", "train", "progress")
+STATUSES = ("finished", "interrupted", "diverged")
+SHARED_FILES = ("config.json", "edit.safetensors", "gates.safetensors", "metrics.jsonl", "scores.json")
 """What goes to the Hub; predictions hold text from the data and go only if asked for."""
+OWN_FILES = (*SHARED_FILES, "predictions.jsonl", "timing.json", "report.html")
+"""What a Run may hold beside its checkpoint."""
 
 
 class RunError(ValueError):
@@ -139,7 +135,7 @@ class Run:
         """``metrics.jsonl``: one row per optimiser step, and one per validation."""
         import pandas as pd
 
-        return pd.DataFrame(_files.read_jsonl(self.path / "metrics.jsonl"))
+        return pd.DataFrame(self._rows("metrics.jsonl"))
 
     @property
     def scores(self) -> dict[str, Any]:
@@ -154,12 +150,21 @@ class Run:
     @property
     def predictions(self) -> list[dict[str, Any]]:
         """``predictions.jsonl``: one row per test row, base beside edited."""
-        return _files.read_jsonl(self.path / "predictions.jsonl")
+        return self._rows("predictions.jsonl")
 
     @property
     def status(self) -> str:
         """``finished``, ``interrupted`` or ``diverged``."""
         return str(self.config["status"])
+
+    def model_or(self, model: str | Path | Model | None) -> Model:
+        """``model``, loaded if it is a name and checked against the Run; None is the Run's own."""
+        if model is None:
+            return self.model
+        found = model if isinstance(model, Model) else load_model(model, dtype=self.config["model"]["dtype"])
+        if found is not self._model:
+            self.check_model(found)
+        return found
 
     # -- heads -----------------------------------------------------------------------------------------------------
 
@@ -176,7 +181,7 @@ class Run:
         found = {kind: value for (at, kind), value in self.edit.log_alphas().items() if at == site}
         if not found:
             raise ValueError(f"this edit has no gates at {site}: nothing was selected, all of it acts")
-        mask = self.edit.site(site).mask
+        mask = self.edit.masks()[site]
         return {kind: torch.where(mask, value, torch.nan).cpu().numpy() for kind, value in found.items()}
 
     # -- use -------------------------------------------------------------------------------------------------------
@@ -217,7 +222,7 @@ class Run:
 
     def attach(
         self,
-        model: Model | None = None,
+        model: str | Model | None = None,
         heads: Iterable[str | tuple[int, int]] | None = None,
         kinds: Iterable[Operation] | None = None,
         strength: float = 1.0,
@@ -232,8 +237,10 @@ class Run:
             strength: z + strength·(z' − z).
             backend: None is the one that it was trained with.
         """
-        target = self._target(model)
-        return attach(self.edit.restricted(heads, kinds, strength), target, backend or self.config["backend"])
+        target = self.model_or(model)
+        part = self.edit.restricted(heads, kinds, strength).to(target.device).requires_grad_(False)
+        # A model that is booted already can only be reached through its bridge.
+        return attach(part, target, backend or ("lens" if target.booted else self.config["backend"]))
 
     def fwd_hooks(self, dtype: torch.dtype | None = None) -> list[tuple[str, Callable[..., Tensor]]]:
         """(hook name, function) pairs for TransformerLens' ``run_with_hooks`` and ``hooks``: the gates at inference.
@@ -255,7 +262,7 @@ class Run:
     def generate(
         self,
         prompts: str | Sequence[str],
-        model: Model | None = None,
+        model: str | Model | None = None,
         *,
         max_new_tokens: int = 64,
         beams: int = 1,
@@ -268,10 +275,12 @@ class Run:
 
         from jola_interp.evaluation.generation import generate_texts
 
-        target = self._target(model)
+        target = self.model_or(model)
+        require_unedited(target, "generate")
         rows = [prompts] if isinstance(prompts, str) else list(prompts)
         options = {
             "wrapper": self.config["train"]["wrapper"],
+            "max_length": self.config["train"]["max_length"],
             "max_new_tokens": max_new_tokens,
             "beams": beams,
         }
@@ -286,7 +295,7 @@ class Run:
     def summary(self) -> str:
         """One line: model, task, heads by status, scores."""
         parts = [f"{self.config['model']['name']} on {self.config['task']['name']}", self.status]
-        if "heads" in self.edit.sites and self.edit.gates != "none":
+        if self._has_head_gates():
             counts = self.selected().counts()
             parts.append(", ".join(f"{count} {name}" for name, count in counts.items()))
         if scores := self.scores:
@@ -302,28 +311,33 @@ class Run:
 
     def _repr_html_(self) -> str:
         text = f"<p><b>{html.escape(str(self.path))}</b><br>{html.escape(self.summary())}</p>"
-        if "heads" not in self.edit.sites or self.edit.gates == "none":
+        if not self._has_head_gates():
             return text
         maps = {kind: selection.measure("p_open", value) for kind, value in self.log_alphas().items()}
         return text + sketch.heads_svg(maps)
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
-    def _target(self, model: Model | None) -> Model:
-        if model is None:
-            return self.model
-        if model is not self._model:
-            self.check_model(model)
-        return model
+    def _has_head_gates(self) -> bool:
+        return any(site == "heads" for site, _ in self.edit.log_alphas())
 
     def _json(self, name: str) -> dict[str, Any]:
         file = self.path / name
-        return cast(dict[str, Any], json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
+        if not file.exists():
+            return {}
+        return cast(dict[str, Any], _read(file, lambda: json.loads(file.read_text(encoding="utf-8")), "JSON"))
+
+    def _rows(self, name: str) -> list[dict[str, Any]]:
+        file = self.path / name
+        rows = _read(file, lambda: _files.read_jsonl(file), "one JSON object a line")
+        if any(not isinstance(row, dict) for row in rows):
+            raise RunError(file, "content", "a line that is no object", "one JSON object a line")
+        return cast(list[dict[str, Any]], rows)
 
     def _scalars_at(self, steps: np.ndarray) -> dict[str, np.ndarray]:
         """Training scalars aligned with the recorded steps."""
         frame = self.metrics
-        if "ce" not in frame:
+        if not {"ce", "step"} <= set(frame):
             return {}
         rows = frame[frame["ce"].notna()].set_index("step").reindex(steps)
         return {str(name): rows[name].to_numpy(dtype=float) for name in rows if not str(name).startswith("validation")}
@@ -331,19 +345,24 @@ class Run:
 
 def read_config(file: Path) -> dict[str, Any]:
     """``config.json``, checked. Raises RunError."""
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunError(file, "content", error, "JSON") from error
+    config = _read(file, lambda: json.loads(file.read_text(encoding="utf-8")), "JSON")
     if not isinstance(config, dict) or not isinstance(config.get("format"), int):
         raise RunError(file, "format", config.get("format") if isinstance(config, dict) else type(config), FORMAT)
-    if config["format"] > FORMAT:
-        raise RunError(file, "format", config["format"], f"at most {FORMAT}; a newer jola_interp wrote this Run")
+    if not 1 <= config["format"] <= FORMAT:
+        raise RunError(file, "format", config["format"], f"1 to {FORMAT}; a newer jola_interp wrote this Run")
     if config.keys() != CONFIG_KEYS:
         raise RunError(file, "keys", sorted(config.keys() ^ CONFIG_KEYS), "no missing and no unknown keys")
-    if config["edit"].get("type") not in EDITS:
-        raise RunError(file, "edit.type", config["edit"].get("type"), f"one of {', '.join(EDITS)}")
-    return cast(dict[str, Any], config)
+    for section in SECTIONS:
+        if not isinstance(config[section], dict):
+            raise RunError(file, section, config[section], "an object")
+    fields = {field.name for field in dataclasses.fields(TrainConfig)}
+    if config["train"].keys() != fields:
+        raise RunError(file, "train", sorted(config["train"].keys() ^ fields), "no missing and no unknown fields")
+    choices = {"status": (config["status"], STATUSES), "edit.type": (config["edit"].get("type"), tuple(Edit.types))}
+    for field, (found, allowed) in choices.items():
+        if found not in allowed:
+            raise RunError(file, field, found, f"one of {', '.join(allowed)}")
+    return config
 
 
 def write_run(folder: Path, config: Mapping[str, Any], edit: Edit, gates: GateHistory) -> None:
@@ -354,25 +373,31 @@ def write_run(folder: Path, config: Mapping[str, Any], edit: Edit, gates: GateHi
     _files.write_json(folder / "config.json", config)
 
 
-def clear_run(folder: Path) -> None:
-    """Remove a Run's files from its directory, and nothing else.
+def require_replaceable(folder: Path) -> None:
+    """Refuse a directory that holds something but neither a Run nor a checkpoint of one.
 
     Raises:
-        FileExistsError: the directory holds something but no Run.
+        FileExistsError: it does.
     """
-    if not folder.exists():
+    if not folder.exists() or not any(folder.iterdir()) or (folder / "checkpoint" / checkpoint.FILE).exists():
         return
-    if not (folder / "config.json").exists() and not (folder / "checkpoint").exists() and any(folder.iterdir()):
-        raise FileExistsError(f"out: {folder} is not empty and holds no Run; choose another directory")
-    for name in (*SHARED_FILES, "predictions.jsonl", "timing.json", "report.html"):
+    with suppress(OSError, ValueError, AttributeError):
+        if json.loads((folder / "config.json").read_text(encoding="utf-8")).keys() & {"jola_interp"}:
+            return
+    raise FileExistsError(f"out: {folder} is not empty and holds no Run; choose another directory")
+
+
+def clear_run(folder: Path) -> None:
+    """Remove a Run's own files from its directory, and nothing else."""
+    for name in OWN_FILES:
         (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+    checkpoint.remove(folder / "checkpoint")
 
 
 def edit_from_settings(settings: Mapping[str, Any], shape: HeadShape) -> JoLA:
     """An edit with the recorded switches; its tensors are still to be loaded."""
     options = dict(settings)
-    return EDITS[options.pop("type")](shape, **options)
+    return cast(JoLA, Edit.types[options.pop("type")](shape, **options))
 
 
 def edit_settings(edit: Edit) -> dict[str, Any]:
@@ -394,10 +419,12 @@ def _load_edit(file: Path, config: Mapping[str, Any]) -> JoLA:
 
 def _load_gates(file: Path, edit: JoLA) -> GateHistory:
     tensors = _read_tensors(file)
-    masks = {cast(Site, site): edit.site(cast(Site, site)).mask.numpy() for site in edit.sites}
+    masks = {site: mask.numpy() for site, mask in edit.masks().items()}
     expected = {f"log_alpha.{site}.{kind}": value for (site, kind), value in edit.log_alphas().items()}
     if tensors.keys() != expected.keys() | {"step"}:
         raise RunError(file, "tensors", sorted(tensors), sorted(expected.keys() | {"step"}))
+    if tensors["step"].dim() != 1 or tensors["step"].is_floating_point():
+        raise RunError(file, "step", f"{tensors['step'].dtype} {list(tensors['step'].shape)}", "integers [records]")
     records = tensors["step"].shape[0]
     for name, value in expected.items():
         if tensors[name].shape != (records, *value.shape):
@@ -410,7 +437,11 @@ def _load_gates(file: Path, edit: JoLA) -> GateHistory:
 def _read_tensors(file: Path) -> dict[str, Tensor]:
     if not file.exists():
         raise RunError(file, "file", "nothing", "a safetensors file")
+    return cast(dict[str, Tensor], _read(file, lambda: _files.read_tensors(file), "a safetensors file"))
+
+
+def _read(file: Path, reader: Callable[[], Any], expected: str) -> Any:
     try:
-        return _files.read_tensors(file)
-    except Exception as error:  # safetensors raises a class of its own on damaged files
-        raise RunError(file, "content", error, "a safetensors file") from error
+        return reader()
+    except Exception as error:  # each reader has errors of its own; safetensors' is no ValueError
+        raise RunError(file, "content", error, expected) from error

@@ -20,18 +20,18 @@ import torch
 from jola_interp import _files, checkpoint
 from jola_interp._log import logger
 from jola_interp._version import __version__
-from jola_interp.backends import BACKENDS, BackendName, attach
+from jola_interp.backends import BACKENDS, BackendName, attach, require_unedited
 from jola_interp.batching import Encoded, batches_of, collate, encode_examples, pad_id
 from jola_interp.callbacks import Callback, LiveMap, Logger, TrainingState
 from jola_interp.checkpoint import Progress, Snapshot
 from jola_interp.config import TrainConfig, preset, resolve
 from jola_interp.edits.base import Edit, Site
 from jola_interp.edits.jola import JoLA
-from jola_interp.evaluation import evaluate
+from jola_interp.evaluation.evaluator import evaluate
 from jola_interp.history import GateHistory
 from jola_interp.models import Model, load_model
 from jola_interp.objective import Objective, cross_entropy
-from jola_interp.runs import FORMAT, Run, clear_run, edit_settings, read_config, write_run
+from jola_interp.runs import FORMAT, Run, clear_run, edit_settings, read_config, require_replaceable, write_run
 from jola_interp.schedules import PenaltySchedule, learning_rate_factor
 from jola_interp.tasks import Task, load_task
 
@@ -55,7 +55,8 @@ class TrainingDivergedError(RuntimeError):
     def __init__(self, what: str, step: int, rows: Sequence[int], path: Path | None = None):
         self.what, self.step, self.rows, self.path = what, step, tuple(rows), path
         kept = f"; the state before it is kept in {path}" if path else ""
-        super().__init__(f"the {what} of step {step} is not finite (training rows {list(rows)}){kept}")
+        split = "validation" if what.startswith("validation") else "training"
+        super().__init__(f"the {what} of step {step} is not finite ({split} rows {list(rows)}){kept}")
 
 
 def methods() -> list[str]:
@@ -108,6 +109,8 @@ def fit(
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
     trained = _own_edit(edit, preset)
+    if resume and overwrite:
+        raise ValueError("resume and overwrite contradict each other: pass one of them")
     data = task if isinstance(task, Task) else load_task(task)
     base = load_model(model)
     plan = _Plan(base, data, trained(base), settings, preset, backend)
@@ -117,8 +120,15 @@ def fit(
         watchers = [*callbacks, LiveMap()] if live else list(callbacks)
         run = _Trainer(plan, folder, list(loggers), watchers).run(resume)
     if run.status == "finished" and settings.evaluate and data.test and not run.scores:
-        evaluate(run, data, base)
+        _score(run, data, base)
     return run
+
+
+def _score(run: Run, task: Task, model: Model) -> None:
+    try:
+        evaluate(run, task, model)
+    except KeyboardInterrupt:
+        logger.warning("evaluation interrupted: the Run has no scores; ji.evaluate(run, task) makes them")
 
 
 def _own_edit(edit: str | Edit, preset_name: str) -> Function[[Model], JoLA]:
@@ -151,9 +161,13 @@ class _Plan:
                 raise ValueError(f"task {task.name!r}: the {split} split is empty")
         self.model, self.task, self.edit, self.settings = model, task, edit, settings
         self.preset, self.backend = preset_name, backend
+        BACKENDS[backend].ready(model)
+        require_unedited(model, "fit")
         options: dict[str, Any] = {"wrapper": settings.wrapper, "max_length": settings.max_length, "eos": settings.eos}
         self.train = encode_examples(task.train, model.tokenizer, **options)
         self.validation = encode_examples(task.validation, model.tokenizer, **options)
+        if settings.evaluate:  # what cannot be encoded should be known now, not after training
+            encode_examples(task.test, model.tokenizer, **options)
         self.steps_per_epoch = math.ceil(math.ceil(len(self.train) / settings.batch_size) / settings.accumulation)
         self.n_steps = min(settings.max_steps or math.inf, settings.epochs * self.steps_per_epoch).__int__()
         self.starting_tensors = _digest(edit) if edit.initialised else "drawn"
@@ -182,7 +196,7 @@ class _Plan:
     @property
     def identity(self) -> str:
         """SHA-256 over the description and the edit's mask and starting values."""
-        masks = {name: value.tolist() for name, value in self.edit.tensors().items() if name.startswith("mask")}
+        masks = {site: mask.tolist() for site, mask in self.edit.masks().items()}
         content = {**self.description(), "masks": masks, "start": self.starting_tensors}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -191,30 +205,33 @@ class _Plan:
 
 
 def _digest(edit: Edit) -> str:
-    content = b"".join(value.contiguous().numpy().tobytes() for _, value in sorted(edit.tensors().items()))
+    content = b"".join(value.cpu().contiguous().numpy().tobytes() for _, value in sorted(edit.tensors().items()))
     return hashlib.sha256(content).hexdigest()
 
 
 def _existing(folder: Path, plan: _Plan, resume: bool, overwrite: bool) -> Run | None:
-    """Make ``folder`` ready to be trained in; a finished Run of the same plan is returned when resuming."""
+    """Check that ``folder`` can be trained in; a finished Run of the same plan is returned when resuming."""
+    require_replaceable(folder)
     config = folder / "config.json"
     begun = (folder / "checkpoint" / checkpoint.FILE).exists()
     if overwrite or not (config.exists() or begun):
-        clear_run(folder)
         return None
     if not resume:
         raise FileExistsError(f"out: there is a Run at {folder}; pass resume=True to go on, or overwrite=True")
     if begun:
         checkpoint.read(folder / "checkpoint", plan.identity)  # refuses another training's
         return None
-    recorded = read_config(config)
-    expected = plan.description()
-    for field in expected.keys() - {"jola_interp"}:
+    _require_same_plan(folder, read_config(config), plan)
+    return Run.load(folder, plan.model)
+
+
+def _require_same_plan(folder: Path, recorded: dict[str, Any], plan: _Plan) -> None:
+    expected = {**plan.description(), "status": "finished", "identity": plan.identity}
+    for field in (*sorted(expected.keys() - {"identity", "jola_interp"}), "identity"):
         if recorded[field] != expected[field]:
             raise ValueError(
                 f"resume: the Run at {folder} has another {field}: {recorded[field]}, now {expected[field]}"
             )
-    return Run.load(folder, plan.model)
 
 
 class _Trainer:
@@ -247,6 +264,8 @@ class _Trainer:
         if resume:
             with suppress(FileNotFoundError):
                 self._restore(checkpoint.read(self.folder / "checkpoint", self.plan.identity))
+        else:
+            clear_run(self.folder)
         started = time.perf_counter()
         status = "finished"
         with self._attach() as attached, self._bar() as bar:
@@ -276,12 +295,12 @@ class _Trainer:
         """The rest of the current epoch, then a validation."""
         groups = self._groups()
         for group in groups[self.progress.batch :]:
+            if self.progress.stopping or self.progress.step >= self.plan.n_steps:
+                break
             self._step(group)
             every = self.settings.checkpoint_every
             if every and self.progress.step % every == 0:
                 self._write_checkpoint()
-            if self.view.stop or self.progress.step >= self.plan.n_steps:
-                break
         self._validate()
         self.progress.epoch += 1
         self.progress.batch = 0
@@ -326,7 +345,6 @@ class _Trainer:
         mean = 0.0
         for rows in group:
             batch = collate(rows, pad, self.model.device)
-            self.attached.prompt_mask = batch.prompt_mask
             loss = cross_entropy(self.model, batch) / total
             self._require_finite("loss", loss.item(), group)
             loss.backward()
@@ -357,10 +375,13 @@ class _Trainer:
         self.view.scalars = scalars
         self.boundary = self._capture()  # before callbacks: an interrupt from one of them keeps this step
         self._call("on_step")
+        if self.view.stop:
+            self.progress.stopping = True
+            self.boundary = self._capture()
 
     def _expected_open(self) -> dict[str, torch.Tensor]:
         """Kind to Σ P(open): how many gates are expected to be open."""
-        total = sum(int(value.sum()) for name, value in self.edit.tensors().items() if name.startswith("mask"))
+        total = sum(int(mask.sum()) for mask in self.edit.masks().values())
         kinds = len({kind for _, kind in self.history.keys})
         with torch.no_grad():
             return {kind: share * total * kinds for kind, share in self.edit.penalty("mean").items()}
@@ -391,8 +412,9 @@ class _Trainer:
         total, weighted = 0.0, 0.0
         for chosen in batches_of([len(row.ids) for row in rows], self.settings.evaluation_batch_size):
             batch = collate([rows[i] for i in chosen], pad, self.model.device)
-            self.attached.prompt_mask = batch.prompt_mask
             ce = float(cross_entropy(self.model, batch))
+            if not math.isfinite(ce):
+                raise TrainingDivergedError("validation loss", self.progress.step, batch.rows)
             total += ce
             if self.settings.stop_on == "loss":
                 loss = ce / batch.n_answer_tokens + float(self.objective.penalty(self.edit))
@@ -404,7 +426,7 @@ class _Trainer:
         return values
 
     def _reason_to_stop(self) -> str | None:
-        if self.view.stop:
+        if self.progress.stopping or self.view.stop:
             return "callback"
         if self.settings.patience and self.progress.epochs_without_better >= self.settings.patience:
             return "patience"
@@ -468,15 +490,13 @@ class _Trainer:
             checkpoint.load_edit_tensors(self.edit, self.best)
         done: dict[str, Any] = {"steps": progress.step, "epochs": progress.epoch, "best_epoch": progress.best_epoch}
         done |= {"best_value": progress.best_value, "stopped": progress.stopped}
-        config = {**self.plan.description(), "status": status, "progress": done}
+        config = {**self.plan.description(), "identity": self.plan.identity, "status": status, "progress": done}
         self.edit.requires_grad_(False).to("cpu")
         _files.write_jsonl(self.folder / "metrics.jsonl", self.rows)
         _files.write_json(self.folder / "timing.json", self._timing(seconds))
         write_run(self.folder, config, self.edit, self.history)
         if status == "finished":
-            checkpoint_file = self.folder / "checkpoint" / checkpoint.FILE
-            checkpoint_file.unlink(missing_ok=True)
-            checkpoint_file.parent.rmdir()
+            checkpoint.remove(self.folder / "checkpoint")
         return Run.load(self.folder, self.model)
 
     def _timing(self, seconds: float) -> dict[str, Any]:
@@ -529,7 +549,7 @@ class _Trainer:
         return {names[group["group"]]: group["lr"] for group in self.optimizer.param_groups}
 
     def _masks(self) -> dict[Site, np.ndarray]:
-        return {cast(Site, site): self.edit.site(cast(Site, site)).mask.cpu().numpy() for site in self.edit.sites}
+        return {site: mask.cpu().numpy() for site, mask in self.edit.masks().items()}
 
     def _capacity(self) -> int:
         return self.plan.n_steps // self.settings.log_every + 3  # step 0, the end, and an early end

@@ -65,6 +65,7 @@ def _config(edit: JoLA, steps: int, best_epoch: int, names: tuple[str, str], tra
     return {
         "format": FORMAT,
         "jola_interp": "0.1.0",
+        "identity": "0" * 64,
         "preset": "paper",
         "backend": "lens",
         "model": {**model, "fingerprint": "ab" * 32, "source": names[0]},

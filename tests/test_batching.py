@@ -51,6 +51,15 @@ def test_long_prompts_lose_their_start_and_answers_lose_nothing(
         batching.encode_examples([Example("x", "y" * 50, id="0")], tokenizer, max_length=40)
 
 
+def test_a_cut_prompt_keeps_its_bos(tokenizer: Any) -> None:
+    class WithBos:
+        bos_token_id = 7
+
+    assert batching.cut_prompt([7, 1, 2, 3, 4], 3, WithBos()) == [7, 3, 4]  # type: ignore[arg-type]
+    assert batching.cut_prompt([1, 2, 3], 2, tokenizer) == [2, 3]
+    assert batching.cut_prompt([7, 1], 2, WithBos()) == [7, 1]  # type: ignore[arg-type]
+
+
 def test_eos_is_left_out_on_request(tokenizer: Any) -> None:
     [with_eos], [without] = (batching.encode_examples(ROWS[:1], tokenizer, eos=eos) for eos in (True, False))
     assert with_eos.ids == (*without.ids, 257)

@@ -9,13 +9,19 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer.testing
 
-from jola_interp import cli
-from jola_interp.config import TrainConfig
+from jola_interp import __version__, cli, models
+from jola_interp.config import TrainConfig, resolve
+from jola_interp.models import load_model
 from jola_interp.runs import Run
+from jola_interp.schedules import REFERENCE_PENALTY
+from jola_interp.tasks import load_task
 from tests.conftest import build_hf
+from tests.runs_by_hand import make_run
+from tests.test_report import ABLATIONS
 
 FAST = ["--max-steps", "3", "--max-length", "300", "--wrapper", "plain", "--max-new-tokens", "3"]
 SIZES = ["--n-train", "12", "--n-validation", "4", "--n-test", "4"]
@@ -50,16 +56,130 @@ def test_a_run_from_fit_to_report(checkpoint: str, tmp_path: Path) -> None:
     assert Path(call("report", out).strip()).read_text().startswith("<!")
 
 
-def test_real_rows_from_a_folder(checkpoint: str, tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    data.mkdir()
-    for split, count in (("train", 12), ("validation", 4), ("test", 4)):
-        rows = [
-            {"id": str(i), "instruction": f"{split} {i}?", "answer": "yes", "references": ["yes"]} for i in range(count)
-        ]
-        (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    call("fit", "-m", checkpoint, "--data", str(data), "--n-train", "12", "--out", str(tmp_path / "run"), *FAST)
-    assert Run.load(tmp_path / "run").config["task"]["name"] == "data"
+def write_rows(folder: Path, **counts: int) -> Path:
+    """A directory of rows, all answered by yes."""
+    folder.mkdir()
+    for split, count in counts.items():
+        rows = [{"id": str(i), "instruction": f"{split} {i}?", "answer": "yes"} for i in range(count)]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.mark.parametrize("wanted", [[], ["--n-test", "3"]], ids=["all rows", "a sample"])
+def test_real_rows_from_a_folder(checkpoint: str, tmp_path: Path, wanted: list[str]) -> None:
+    data, out = str(write_rows(tmp_path / "data", train=12, validation=4, test=4)), str(tmp_path / "run")
+    call("fit", "-m", checkpoint, "--data", data, "--n-train", "12", *wanted, "--out", out, *FAST)
+    run = Run.load(out)
+    count = 3 if wanted else 4
+    assert run.config["task"]["name"] == "data" and run.config["task"]["sizes"]["test"] == count
+    assert run.scores["n"] == count and run.scores["task_fingerprint"] == run.config["task"]["fingerprint"]
+    assert run.scores["base"].keys() == run.scores["edited"].keys() >= {"bleu", "nll"}
+    assert np.isfinite([score["value"] for name in ("base", "edited") for score in run.scores[name].values()]).all()
+    assert all(row["instruction"].startswith("test ") and row["answer"] == "yes" for row in run.predictions)
+    assert len({row["id"] for row in run.predictions}) == count
+    with pytest.raises(ValueError, match=r"rows of your own \(data\): give --data"):
+        call("evaluate", out)
+    (tmp_path / "run" / "scores.json").unlink()
+    call("evaluate", out, "--data", data)
+    assert run.scores["task_fingerprint"] == run.config["task"]["fingerprint"]
+
+
+def nll(scores: dict[str, Any]) -> list[float]:
+    """Cross-entropy of the base and the edited model."""
+    return [scores[name]["nll"]["value"] for name in ("base", "edited")]
+
+
+def test_only_the_runs_own_rows_replace_its_scores(checkpoint: str, tmp_path: Path) -> None:
+    out = str(tmp_path / "run")
+    call("fit", "-m", checkpoint, "-t", "agreement", "--out", out, *SIZES, *FAST, "--data-seed", "7")
+    files = [tmp_path / "run" / name for name in ("scores.json", "predictions.jsonl")]
+    trained = Run.load(out).scores
+    scores = json.loads(call("evaluate", out, "--data-seed", "7", "--json"))
+    assert Run.load(out).scores == scores and nll(scores) == pytest.approx(nll(trained), rel=1e-5)
+    before = [file.read_bytes() for file in files]
+    other = str(write_rows(tmp_path / "other", train=3, test=2))
+    for words, why, n in (
+        (["--data-seed", "7", "--n-test", "2"], "the first 2 test rows only", 2),
+        ([], "another --data-seed", 4),
+        (["--task", "topics", "--n-test", "5"], "they are of agreement, these of topics", 5),
+        (["--data", other], "they are of agreement, these of other", 2),
+    ):
+        result = typer.testing.CliRunner().invoke(cli.app, ["evaluate", out, "--json", *words], catch_exceptions=False)
+        assert json.loads(result.stdout)["n"] == n
+        assert "own scores were left alone" in result.stderr and why in result.stderr
+        assert [file.read_bytes() for file in files] == before
+    with pytest.raises(ValueError, match="--n-test must be at most 4"):
+        call("evaluate", out, "--data-seed", "7", "--n-test", "5")
+
+
+def test_part_of_the_test_rows_is_their_beginning(tmp_path: Path) -> None:
+    run = make_run(tmp_path, names=("tiny", "agreement"))
+    run.config["task"]["sizes"] = {"train": 12, "validation": 4, "test": 4}
+    assert cli._rows_to_score(run, None, None, 2, 42) == load_task("agreement", n_train=12, n_validation=4, n_test=4)
+
+
+def test_a_model_that_is_named_is_loaded_in_the_runs_dtype(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, loaded = str(tmp_path / "run"), []
+    call("fit", "-m", checkpoint, "-t", "agreement", "--dtype", "bfloat16", "--out", out, *SIZES, *FAST)
+
+    def load(name: str, dtype: str) -> Any:
+        loaded.append((name, dtype))
+        return load_model(name, dtype=dtype)
+
+    monkeypatch.setattr(models, "load_model", load)
+    trained = Run.load(out).scores
+    scores = json.loads(call("evaluate", out, "--model", checkpoint, "--json"))
+    assert Run.load(out).scores == scores and nll(scores) == pytest.approx(nll(trained), rel=1e-3)
+    call("generate", out, "Hello", "--model", checkpoint, "--max-new-tokens", "2")
+    assert loaded == 2 * [(checkpoint, "bfloat16")]
+
+
+@pytest.mark.parametrize("switches", ABLATIONS.values(), ids=ABLATIONS)
+def test_every_kind_of_run_is_trained_shown_reported_and_used(
+    checkpoint: str, tmp_path: Path, switches: dict[str, Any]
+) -> None:
+    out = str(tmp_path / "run")
+    flags = [word for name, value in switches.items() for word in (f"--{name}", _word(value))]
+    printed = call("fit", "-m", checkpoint, "-t", "agreement", "--out", out, *flags, "--no-evaluate", *SIZES, *FAST)
+    assert "3 steps" in printed and "kept: " in printed
+    gated, sites = switches.get("gates") != "none", switches.get("sites", ("heads",))
+    for site in sites:
+        shown, listed = call("show", out, "--site", site), json.loads(call("show", out, "--site", site, "--json"))
+        assert ("no gates: every editable unit acts" in shown) == (not gated)
+        assert (f"{'heads' if site == 'heads' else 'MLPs'} open (p_open>0.5)" in shown) == gated
+        assert sum(listed["counts"].values()) == gated * (8 if site == "heads" else 2)
+        used = sum(count for status, count in listed["counts"].items() if status != "none")
+        assert (listed["site"], len(listed["heads"])) == (site, used)
+    assert json.loads(call("show", out, "--json"))["site"] == sites[0]
+    assert "edited" in call("generate", out, "The keys", "--max-new-tokens", "2")
+    assert "JoLA" in Path(call("report", out).strip()).read_text()
+
+
+@pytest.mark.parametrize("switches", ABLATIONS.values(), ids=ABLATIONS)
+def test_every_kind_of_run_is_shown_with_its_scores(tmp_path: Path, switches: dict[str, Any]) -> None:
+    make_run(tmp_path, **switches)
+    assert (
+        "52.00 [51.00, 53.00]" in call("show", str(tmp_path)) and Path(call("report", str(tmp_path)).strip()).exists()
+    )
+
+
+def test_a_run_in_which_nothing_is_selected_is_shown(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    shown = json.loads(call("show", str(tmp_path), "--rule", "p_open>1", "--json"))
+    assert shown["heads"] == [] and shown["counts"]["none"] == 12
+    assert "12 none" in call("show", str(tmp_path), "--rule", "p_open>1")
+
+
+def test_a_site_where_the_edit_does_not_act_is_refused(tmp_path: Path) -> None:
+    make_run(tmp_path, sites=("mlp",))
+    with pytest.raises(ValueError, match="--site must be one of mlp, where this edit acts; got 'heads'"):
+        call("show", str(tmp_path), "--site", "heads")
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else ",".join(value)
 
 
 def test_every_training_field_is_an_option_with_its_sentence() -> None:
@@ -95,6 +215,57 @@ def test_flags_win_over_the_file_and_the_file_over_the_preset(checkpoint: str, t
     assert train["penalty_form"] == "reference" and run.edit.gates == "shared" and run.edit.inference == "point"
 
 
+def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path: Path) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text("lr: 2e-2\nclip: 1e0\nadam_betas: [0.9, 99e-2]\nwrapper: '12'\nepochs: 1e1\npenalty: much\n")
+    read = cli._read_config(file)
+    numbers = {"lr": 0.02, "clip": 1.0, "adam_betas": [0.9, 0.99]}
+    assert read == {**numbers, "wrapper": "12", "epochs": "1e1", "penalty": "much"}
+    assert resolve(None, "paper", numbers).lr == 0.02
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("evaluate", "no", "True or False"),
+        ("eos", 1, "True or False"),
+        ("bucketed", None, "True or False"),
+        ("restore_best", "true", "True or False"),
+        ("epochs", True, "an integer ≥ 1"),
+        ("epochs", 2.0, "an integer ≥ 1"),
+        ("patience", False, "an integer ≥ 1 or None"),
+        ("seed", True, "an integer from 0 to 2^63 − 1"),
+        ("seed", -1, "an integer from 0 to 2^63 − 1"),
+        ("lr", "x", "a positive number"),
+        ("lr", True, "a positive number"),
+        ("gate_lr", float("nan"), "a positive number"),
+        ("penalty", "much", "a number ≥ 0"),
+        ("warmup", None, "a number ≥ 0"),
+        ("clip", True, "a positive number or None"),
+        ("adam_betas", 0.9, "two numbers in [0, 1)"),
+        ("adam_betas", ["a", "b"], "two numbers in [0, 1)"),
+        ("wrapper", None, "a text"),
+        ("stop_on", 1, "one of ce, loss"),
+    ],
+)
+def test_a_field_of_another_type_is_refused(field: str, value: Any, allowed: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        resolve(None, "paper", {field: value})
+    assert str(caught.value) == f"{field} must be {allowed}; got {value!r}"
+
+
+@pytest.mark.parametrize(("schedule", "penalty"), REFERENCE_PENALTY.items())
+def test_the_reference_penalty_goes_with_its_schedule(schedule: str, penalty: float) -> None:
+    chosen = {"penalty_schedule": schedule}
+    reference = resolve(None, "reference", chosen)
+    assert (reference.penalty, reference.penalty_schedule) == (penalty, schedule)
+    assert resolve(reference, "paper", {"penalty_schedule": "cyclic"}).penalty == 1.0
+    assert resolve(None, "reference", {**chosen, "penalty": 0.7}).penalty == 0.7
+    mine = resolve(None, "reference", {"penalty": 0.7})
+    assert resolve(mine, "paper", chosen).penalty == 0.7
+    assert resolve(None, "paper", chosen).penalty == TrainConfig().penalty
+
+
 def test_models_and_tasks_are_listed() -> None:
     assert any(row["name"] == "smollm2-135m" for row in json.loads(call("models", "--json")))
     names = [row["name"] for row in json.loads(call("tasks", "--json"))]
@@ -119,6 +290,22 @@ def test_errors_are_one_clear_line_and_exit_code_two(words: list[str], says: str
     assert result.returncode == 2
     assert says in result.stderr and "Traceback" not in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+
+
+def test_an_error_of_many_lines_is_printed_as_one(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def fail() -> None:
+        raise OSError("401 Client Error.\n\nAccess to   model x is restricted.\n" + "Log in. " * 200)
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert caught.value.code == 2 and line.startswith("error: 401 Client Error. Access to model x is restricted. Log")
+    assert len(line) <= len("error: ") + 500 and line.endswith("(--debug shows all)")
+
+
+def test_the_version_needs_no_command() -> None:
+    assert call("--version") == f"{__version__}\n"
 
 
 def test_debug_shows_the_traceback() -> None:

@@ -78,7 +78,8 @@ def test_a_model_without_tokenizer_serves_all_but_the_bridge() -> None:
     ("given", "error", "match"),
     [
         ("no/such-model", OSError, "no/such-model"),
-        ("missing.gguf", OSError, "missing.gguf"),
+        ("missing.gguf", FileNotFoundError, "missing.gguf"),
+        ("./missing", FileNotFoundError, "missing"),
         (3, TypeError, "TransformerBridge"),
     ],
 )
@@ -90,6 +91,22 @@ def test_what_cannot_be_loaded_says_why(given: Any, error: type[Exception], matc
 def test_unknown_dtype_names_what_is_allowed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="dtype must be auto or one of float32"):
         load_model(tmp_path, dtype="int4")
+
+
+def test_every_model_around_a_booted_one_knows(make_model: MakeModel, tokenizer: Any) -> None:
+    first = make_model()
+    second = load_model(first.hf, tokenizer=tokenizer)
+    assert not second.booted
+    assert first.bridge is second.bridge and second.booted
+
+
+def test_a_loaded_model_brings_the_tokenizer_beside_its_checkpoint(tmp_path: Path, tokenizer: Any) -> None:
+    from transformers import AutoModelForCausalLM
+
+    build_hf("llama").save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_model(AutoModelForCausalLM.from_pretrained(tmp_path))
+    assert loaded.tokenizer is not None and loaded.tokenizer("ab").input_ids == tokenizer("ab").input_ids
 
 
 def test_gated_repositories_say_what_to_do() -> None:

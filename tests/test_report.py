@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import re
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 from plotly.offline import get_plotlyjs
+from typer.testing import CliRunner
 
-from jola_interp import analysis
+from jola_interp import analysis, cli, models, training
 from jola_interp.analysis import recipe
+from jola_interp.config import PRESETS
 from jola_interp.report import report
+from jola_interp.runs import Run
 from tests.runs_by_hand import make_run
+
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "separate": {},
+    "none": {"gates": "none"},
+    "shared": {"gates": "shared"},
+    "add": {"operations": "add"},
+    "multiply": {"operations": "multiply"},
+    "mlp": {"sites": ("mlp",)},
+    "heads and mlp": {"sites": ("heads", "mlp")},
+    "mlp without gates": {"sites": ("mlp",), "gates": "none"},
+}
+"""Switches of every kind of edit that there is."""
 
 
 def written(folder: Path, **options: Any) -> str:
@@ -95,9 +111,13 @@ def test_equal_runs_give_equal_reports(tmp_path: Path) -> None:
         ({"evaluated": False}, "Not evaluated"),
         ({"gates": "shared"}, "JoLA with shared gates"),
         ({"sites": ("heads", "mlp")}, "3 MLPs are selected"),
+        ({"sites": ("mlp",)}, "3 MLPs are selected"),
+        ({"operations": "add"}, "of 12 heads are selected"),
+        ({"operations": "multiply"}, "of 12 heads are selected"),
+        ({"sites": ("mlp",), "gates": "none"}, "no gates: nothing was selected"),
         ({"layers": 1, "heads": 1, "kv_heads": 1, "steps": 3}, "of 1 heads are selected"),
     ],
-    ids=["no gates", "no scores", "shared", "mlp", "one head"],
+    ids=["no gates", "no scores", "shared", "both sites", "mlp", "add", "multiply", "mlp without gates", "one head"],
 )
 def test_it_is_written_for_every_kind_of_run(tmp_path: Path, options: dict[str, Any], said: str) -> None:
     assert said in written(tmp_path, **options)
@@ -125,8 +145,8 @@ def test_the_recipe_names_what_differs_from_the_preset(tmp_path: Path) -> None:
     changed = {"epochs": 3, "patience": None, "bucketed": False, "adam_betas": [0.8, 0.9]}
     run = make_run(tmp_path, names=("tiny", "restaurants"), gates="shared", train=changed)
     assert recipe.command(run) == (
-        "jola-interp fit --model tiny --task restaurants --n-train 9 --n-validation 3 --n-test 2 --gates shared "
-        "--preset paper --backend lens --epochs 3 --no-bucketed --adam-betas 0.8 0.9 --patience 0"
+        "jola-interp fit --model tiny --dtype float32 --task restaurants --n-train 9 --n-validation 3 --n-test 2 "
+        "--gates shared --preset paper --backend lens --epochs 3 --no-bucketed --adam-betas 0.8 0.9 --patience 0"
     )
     lines = recipe.python_lines(run)
     assert "ji.load_task('restaurants', n_train=9, n_validation=3, n_test=2)" in lines
@@ -134,32 +154,50 @@ def test_the_recipe_names_what_differs_from_the_preset(tmp_path: Path) -> None:
     compile(lines, "recipe", "exec")
 
 
-def test_the_recipes_command_is_one_that_the_command_line_takes(tmp_path: Path, monkeypatch: Any) -> None:
-    import shlex
-
-    from typer.testing import CliRunner
-
-    from jola_interp import cli, models, training
-
+@pytest.mark.parametrize("switches", ABLATIONS.values(), ids=ABLATIONS)
+def test_the_recipes_command_is_one_that_the_command_line_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, switches: dict[str, Any]
+) -> None:
     train = {"epochs": 3, "patience": None, "bucketed": False, "adam_betas": [0.8, 0.9], "clip": None}
-    run = make_run(tmp_path, names=("tiny", "restaurants"), operations="add", train=train)
+    run = make_run(tmp_path, names=("tiny", "restaurants"), train=train, **switches)
+    run.config["model"]["dtype"] = "bfloat16"
+    taken = trained_by(run, monkeypatch)
+    assert (taken["name"], taken["dtype"]) == ("tiny", "bfloat16")
+    assert taken["settings"].to_dict() == run.config["train"]
+    assert taken["edit"].settings() == run.edit.settings()
+    assert taken["task"].sizes == run.config["task"]["sizes"]
+
+
+def test_the_recipe_keeps_a_penalty_that_its_schedule_would_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit, reference = PRESETS["reference"].edit, PRESETS["reference"].train
+    train = {**reference.to_dict(), "penalty_schedule": "linear"}  # with the preset's penalty, not the schedule's
+    run = make_run(tmp_path, names=("tiny", "restaurants"), train=train, **edit)
+    run.config["preset"] = "reference"
+    assert trained_by(run, monkeypatch)["settings"].to_dict() == train
+
+
+def trained_by(run: Run, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the command line hands to load_model and fit, given the command of the Run's recipe."""
     taken: dict[str, Any] = {}
 
     class Model:
         head_shape = run.edit.shape
 
+    def load_model(name: str, dtype: str) -> Any:
+        taken.update(name=name, dtype=dtype)
+        return Model()
+
     def fit(*given: Any, **_: Any) -> Any:
         taken.update(zip(("model", "task", "edit", "settings"), given, strict=True))
         return run
 
-    monkeypatch.setattr(models, "load_model", lambda _: Model())
+    monkeypatch.setattr(models, "load_model", load_model)
     monkeypatch.setattr(training, "fit", fit)
-    words = shlex.split(recipe.command(run) or "")[1:]
-    result = CliRunner().invoke(cli.app, words)
+    result = CliRunner().invoke(cli.app, shlex.split(recipe.command(run) or "")[1:])
     assert result.exit_code == 0, result.output
-    assert taken["settings"].to_dict() == run.config["train"]
-    assert taken["edit"].settings() == run.edit.settings()
-    assert taken["task"].sizes == run.config["task"]["sizes"]
+    return taken
 
 
 def test_edits_that_the_command_line_cannot_name_are_left_to_python(tmp_path: Path) -> None:

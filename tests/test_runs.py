@@ -101,6 +101,15 @@ DAMAGES: dict[str, tuple[Callable[[Run], Any], str]] = {
     "unknown key": (lambda r: change_json(r, lambda c: c.update(extra=1)), "config.json: keys: found .'extra'"),
     "missing key": (lambda r: change_json(r, lambda c: c.pop("train")), "config.json: keys: found .'train'"),
     "no JSON": (lambda r: (r.path / "config.json").write_text("{"), "config.json: content"),
+    "older than the first format": (lambda r: change_json(r, lambda c: c.update(format=0)), "format: found 0"),
+    "unknown status": (lambda r: change_json(r, lambda c: c.update(status="perfect")), "status: found perfect"),
+    "no section": (lambda r: change_json(r, lambda c: c.update(edit=3)), "config.json: edit: found 3"),
+    "missing training field": (lambda r: change_json(r, lambda c: c["train"].pop("lr")), "train: found .'lr'"),
+    "broken metrics": (lambda r: (r.path / "metrics.jsonl").write_text("{\n"), "metrics.jsonl: content"),
+    "steps that are no numbers of steps": (
+        lambda r: change_tensors(r, "gates.safetensors", lambda t: t.update(step=torch.tensor(1.5))),
+        "gates.safetensors: step",
+    ),
     "unknown edit": (lambda r: change_json(r, lambda c: c["edit"].update(type="x")), "edit.type: found x"),
     "unknown switch": (lambda r: change_json(r, lambda c: c["edit"].update(size=1)), "config.json: edit"),
     "wrong shape": (
@@ -195,3 +204,40 @@ def test_from_pretrained_takes_a_directory_or_what_the_hub_gives(kept: Path, mon
     assert Run.from_pretrained(str(kept)).config == Run.load(kept).config
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(kept))
     assert Run.from_pretrained("me/run", revision="v1").config == Run.load(kept).config
+
+
+def test_text_with_unusual_line_separators_comes_back(tmp_path: Path) -> None:
+    from jola_interp import _files
+
+    rows = [{"text": "one\u2028two\u0085three"}, {"text": "four"}]
+    _files.write_jsonl(tmp_path / "rows.jsonl", rows)
+    assert _files.read_jsonl(tmp_path / "rows.jsonl") == rows
+
+
+def test_the_same_edit_cannot_act_twice_but_its_parts_compose(run: Run, make_model: MakeModel) -> None:
+    model = make_model()
+    with run.attach(model):
+        with pytest.raises(ValueError, match="already"), run.attach(model):
+            pass
+        with pytest.raises(ValueError, match="one is attached"):
+            run.generate("x", model)
+        whole = logits(model)
+    first, second = [(0, h) for h in range(4)], [(1, h) for h in range(4)]
+    with run.attach(model, heads=first), run.attach(model, heads=second):
+        torch.testing.assert_close(logits(model), whole)
+
+
+def test_attached_edits_are_frozen_and_names_are_loaded(run: Run, make_model: MakeModel) -> None:
+    model = make_model()
+    with run.attach(model):
+        assert not model.logits(IDS, MASK).requires_grad
+    with pytest.raises(OSError, match="no/such-model"):
+        run.attach("no/such-model")
+
+
+def test_a_run_of_the_hooks_backend_acts_on_a_booted_model(kept: Path, make_model: MakeModel) -> None:
+    found, model = Run.load(kept), make_model()
+    assert found.config["backend"] == "hooks" and model.bridge is not None
+    with found.attach(model) as attached:
+        model.logits(IDS, MASK)
+    attached.check_live()

@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import jola_interp as ji
 from jola_interp import checkpoint, training
 from jola_interp.backends import BackendName
 from jola_interp.callbacks import Callback, LiveMap, TrainingState
+from jola_interp.edits.base import Edit, HeadShape
 from jola_interp.models import Model
 from jola_interp.runs import Run
 from jola_interp.tasks import Task
@@ -261,6 +261,16 @@ def test_a_run_is_not_overwritten_unasked_and_nothing_else_is_deleted(
         fit(model, toy_task, out=other, overwrite=True, evaluate=False, **SMALL)
 
 
+def test_runs_are_filed_by_task_edit_seed_and_settings(
+    make_model: MakeModel, toy_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = {**SMALL, "epochs": 1, "evaluate": False}
+    first, second = fit(make_model(), toy_task, **options), fit(make_model(), toy_task, penalty=0.1, **options)
+    assert first.path.parent == Path("runs/toy") and first.path.name.startswith("jola-s42-")
+    assert first.path != second.path
+
+
 def test_a_checkpoint_of_another_training_is_refused(make_model: MakeModel, toy_task: Task, tmp_path: Path) -> None:
     out = tmp_path / "run"
     fit(make_model(), toy_task, out=out, callbacks=[InterruptAt(2)], **SMALL)
@@ -325,22 +335,148 @@ def test_live_map_draws_outside_a_notebook_too(make_model: MakeModel, toy_task: 
     assert len(drawn) == 18 and all(text.startswith("<svg") and "additive: P(open)" in text for text in drawn)
 
 
-def test_recording_every_step_costs_under_two_percent_of_a_step(smollm2: Model) -> None:
-    """Recording against one forward pass of a single token, a lower bound on any training step."""
-    edit = ji.JoLA(smollm2.head_shape).initialise(torch.Generator().manual_seed(0))
-    masks = {"heads": edit.site("heads").mask.numpy()}
-    history = ji.GateHistory(masks, list(edit.log_alphas()), 101)  # type: ignore[arg-type]
-    started = time.perf_counter()
-    for step in range(100):
-        history.record(step, edit.log_alphas())
-    recording = (time.perf_counter() - started) / 100
-    ids = torch.ones(4, 128, dtype=torch.long)
-    started = time.perf_counter()
-    with torch.no_grad():
-        smollm2.logits(ids, ids, keep=1)
-    assert recording < 0.02 * (time.perf_counter() - started)
+def test_steps_are_counted_right_when_an_interrupted_run_had_reached_its_last(
+    make_model: MakeModel, toy_task: Task, tmp_path: Path
+) -> None:
+    options = {**SMALL, "max_steps": 4}
+    whole = fit(make_model(), toy_task, out=tmp_path / "whole", **options)
+    fit(make_model(), toy_task, out=tmp_path / "broken", callbacks=[InterruptAt(4)], **options)
+    resumed = fit(make_model(), toy_task, out=tmp_path / "broken", resume=True, **options)
+    assert whole.config["progress"]["steps"] == resumed.config["progress"]["steps"] == 4
+    assert files_of(tmp_path / "broken") == files_of(tmp_path / "whole")
+
+
+def test_not_finite_validation_stops_with_its_rows_and_keeps_the_best(
+    make_model: MakeModel, toy_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, validations = training.cross_entropy, []
+
+    def poisoned(model: Model, batch: Any) -> torch.Tensor:
+        loss = real(model, batch)
+        if torch.is_grad_enabled():
+            return loss
+        validations.append(batch.rows)
+        return loss * (float("nan") if len(validations) == 2 else 1.0)
+
+    monkeypatch.setattr(training, "cross_entropy", poisoned)
+    with pytest.raises(TrainingDivergedError, match="validation loss of step 12 is not finite .validation rows"):
+        fit(make_model(), toy_task, out=tmp_path / "run", **SMALL)
+    kept = Run.load(tmp_path / "run")
+    assert kept.status == "diverged" and kept.config["progress"]["best_epoch"] == 0
+
+
+def test_nothing_is_lost_before_training_can_begin(make_model: MakeModel, toy_task: Task, tmp_path: Path) -> None:
+    model, out = make_model(), tmp_path / "run"
+    fit(model, toy_task, out=out, evaluate=False, **SMALL)
+    before = files_of(out)
+    for changes, match in (
+        ({"backend": "hooks", "overwrite": True}, "plain model"),  # booted by the first training
+        ({"resume": True, "overwrite": True}, "contradict"),
+        ({"max_length": 4, "overwrite": True}, "max_length"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            fit(model, toy_task, out=out, evaluate=False, **{**SMALL, **changes})
+        assert files_of(out) == before
+    mine = tmp_path / "mine"
+    (mine / "checkpoint").mkdir(parents=True)
+    (mine / "checkpoint" / "model.pt").write_bytes(b"mine")
+    (mine / "README.md").write_text("mine")
+    for changes in ({}, {"overwrite": True}):
+        with pytest.raises(FileExistsError, match="holds no Run"):
+            fit(model, toy_task, out=mine, evaluate=False, **{**SMALL, **changes})
+    assert (mine / "checkpoint" / "model.pt").read_bytes() == b"mine"
+    (out / "checkpoint").mkdir()
+    (out / "checkpoint" / "model.pt").write_bytes(b"mine")
+    fit(model, toy_task, out=out, evaluate=False, overwrite=True, **SMALL)
+    assert (out / "checkpoint" / "model.pt").read_bytes() == b"mine"
+
+
+def test_what_a_killed_process_left_of_a_checkpoint_is_tidied_up(
+    make_model: MakeModel, toy_task: Task, tmp_path: Path
+) -> None:
+    fit(make_model(), toy_task, out=tmp_path / "run", callbacks=[InterruptAt(2)], **SMALL)
+    (tmp_path / "run" / "checkpoint" / f".{checkpoint.FILE}-abc").write_bytes(b"half")
+    fit(make_model(), toy_task, out=tmp_path / "run", resume=True, **SMALL)
+    assert not (tmp_path / "run" / "checkpoint").exists()
+
+
+def test_resuming_a_finished_run_of_another_edit_is_refused(
+    make_model: MakeModel, toy_task: Task, tmp_path: Path
+) -> None:
+    model, out = make_model(), tmp_path / "run"
+    first = ji.JoLA(model.head_shape, heads=["L0H0"])
+    fit(model, toy_task, first, out=out, evaluate=False, **SMALL)
+    with pytest.raises(ValueError, match="another identity"):
+        other = ji.JoLA(model.head_shape, heads=["L1H3"])
+        fit(model, toy_task, other, out=out, evaluate=False, resume=True, **SMALL)
+
+
+def test_an_interrupted_evaluation_leaves_a_finished_run(
+    make_model: MakeModel, toy_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "evaluate", interrupted)
+        run = fit(make_model(), toy_task, out=tmp_path / "run", **SMALL)
+    assert run.status == "finished" and run.scores == {}
+    assert fit(make_model(), toy_task, out=tmp_path / "run", resume=True, **SMALL).scores
+
+
+class Shift(Edit):
+    """An edit of one's own, without gates: z' = z + a on all heads."""
+
+    type_name = "test-shift"
+
+    def __init__(self, shape: HeadShape):
+        super().__init__()
+        self.shape = shape
+        self.a = torch.nn.Parameter(torch.zeros(shape.layers, shape.heads, shape.d_head))
+
+    def points(self) -> list[tuple[int, Any]]:
+        return [(layer, "heads") for layer in range(self.shape.layers)]
+
+    def initialise(self, generator: torch.Generator) -> Edit:
+        self.initialised = True
+        return self
+
+    def forward(self, activation: torch.Tensor, layer: int, site: Any, context: Any) -> torch.Tensor:
+        return activation + self.a[layer].to(activation)
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {"a": self.a.detach()}
+
+    def load_tensors(self, tensors: Any) -> Edit:
+        self.a.data.copy_(tensors["a"])
+        return self
+
+    def parameter_groups(self) -> dict[str, list[torch.nn.Parameter]]:
+        return {"vectors": [self.a]}
+
+    def n_parameters(self) -> int:
+        return self.a.numel()
+
+    def masks(self) -> dict[Any, torch.Tensor]:
+        return {"heads": torch.ones(self.shape.layers, self.shape.heads, dtype=torch.bool)}
+
+    def restricted(self, heads: Any = None, kinds: Any = None, strength: float = 1.0) -> Edit:
+        part = Shift(self.shape)
+        part.a.data.copy_(strength * self.a.data)
+        return part
+
+
+def test_an_edit_of_ones_own_trains_travels_and_scores(make_model: MakeModel, toy_task: Task, tmp_path: Path) -> None:
+    model = make_model()
+    run = fit(model, toy_task, Shift(model.head_shape), out=tmp_path / "run", **SMALL)
+    again = Run.load(run.path)
+    assert torch.equal(again.edit.tensors()["a"], run.edit.tensors()["a"]) and again._repr_html_()
+    assert run.scores["edited"]["nll"]["value"] < run.scores["base"]["nll"]["value"]
 
 
 def test_configuration_round_trips_through_json() -> None:
     for preset in ji.PRESETS.values():
-        assert ji.TrainConfig.from_dict(json.loads(json.dumps(preset.train.to_dict()))) == preset.train
+        assert ji.TrainConfig(**json.loads(json.dumps(preset.train.to_dict()))) == preset.train

@@ -20,9 +20,12 @@ _FLAGS = ("gates", "operations", "sites")
 
 
 def changed_training(run: Run) -> dict[str, Any]:
-    """Training fields that differ from the preset's."""
-    usual = config.preset(run.config["preset"]).train.to_dict()
-    return {name: value for name, value in run.config["train"].items() if name not in usual or usual[name] != value}
+    """Training fields that differ from the preset's; the penalty is among them where its schedule is."""
+    usual, train = config.preset(run.config["preset"]).train.to_dict(), run.config["train"]
+    differing = {name for name, value in train.items() if name not in usual or usual[name] != value}
+    if "penalty_schedule" in differing:
+        differing.add("penalty")  # a schedule given alone may bring another penalty than the preset's
+    return {name: value for name, value in train.items() if name in differing}
 
 
 def changed_edit(run: Run) -> dict[str, Any]:
@@ -53,7 +56,7 @@ def command(run: Run) -> str | None:
     if recorded["model"]["source"] is None or switches.keys() - set(_FLAGS):
         return None
     task, sizes = recorded["task"]["name"], recorded["task"]["sizes"]
-    words = ["jola-interp", "fit", "--model", recorded["model"]["source"]]
+    words = ["jola-interp", "fit", "--model", recorded["model"]["source"], "--dtype", recorded["model"]["dtype"]]
     words += ["--task", task] if task in task_names() else ["--data", f"path/to/{task}"]
     for split, flag in (("train", "--n-train"), ("validation", "--n-validation"), ("test", "--n-test")):
         words += [flag, str(sizes[split])] if sizes[split] else []

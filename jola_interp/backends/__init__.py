@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Literal
 
-from jola_interp.backends.base import Attachment, Backend, EditNotLiveError, attached
+from jola_interp.backends.base import Attachment, Backend, EditNotLiveError, attached, require_unedited
 from jola_interp.backends.hooks import HooksBackend
 from jola_interp.backends.lens import LensBackend, hook_name
 from jola_interp.edits.base import Edit
@@ -15,7 +15,7 @@ from jola_interp.models import Model
 BackendName = Literal["lens", "hooks"]
 BACKENDS: dict[str, Backend] = {"lens": LensBackend(), "hooks": HooksBackend()}
 
-__all__ = ["BACKENDS", "Attachment", "BackendName", "EditNotLiveError", "attach", "hook_name"]
+__all__ = ["BACKENDS", "Attachment", "BackendName", "EditNotLiveError", "attach", "hook_name", "require_unedited"]
 
 
 def attach(

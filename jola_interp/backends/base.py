@@ -49,7 +49,6 @@ class Attachment:
 
     def __init__(self, edits: Sequence[Edit], model: Model):
         self.edits, self.model = tuple(edits), model
-        self.prompt_mask: Tensor | None = None
         self.forwards = 0
         self.calls: Counter[tuple[int, int, Site]] = Counter()
         self._noise: list[Noise | None] = [None] * len(self.edits)
@@ -87,7 +86,7 @@ class Attachment:
         ids = kwargs.get("input_ids", args[0] if args else None)
         decoding = mask is not None and ids is not None and mask.dim() == 2 and ids.shape[1] < mask.shape[1]
         for index, edit in enumerate(self.edits):
-            context = Context(mask, self.prompt_mask, decoding, self._noise[index])
+            context = Context(mask, self.model.prompt_mask, decoding, self._noise[index])
             context.prepared = edit.prepare(context, self.model.dtype)
             self._contexts[index] = context
 
@@ -101,10 +100,10 @@ class Attachment:
 @contextmanager
 def attached(edits: Sequence[Edit], model: Model, backend: Backend) -> Iterator[Attachment]:
     """Insert edits at their points, in order; on leaving, also by an exception, take away just those."""
-    for edit in edits:
-        _check(edit, model)
-    root = backend.ready(model)
     present = _ATTACHED.setdefault(model.hf, [])
+    for place, edit in enumerate(edits):
+        _check(edit, model, [*present, *edits[:place]])
+    root = backend.ready(model)
     attachment = Attachment(edits, model)
     with ExitStack() as stack:
         present.extend(edits)
@@ -122,13 +121,24 @@ def _remove_edits(present: list[Edit], edits: Sequence[Edit]) -> None:
     present[:] = [edit for edit in present if id(edit) not in gone]
 
 
-def _check(edit: Edit, model: Model) -> None:
+def attached_edits(model: Model) -> tuple[Edit, ...]:
+    """The edits that are live on a model now."""
+    return tuple(_ATTACHED.get(model.hf, ()))
+
+
+def require_unedited(model: Model, what: str) -> None:
+    """Raise ValueError if an edit is live: ``what`` would take the edited model for the base model."""
+    if attached_edits(model):
+        raise ValueError(f"{what} needs the model without edits, but one is attached: leave its `with` block first")
+
+
+def _check(edit: Edit, model: Model, present: Sequence[Edit]) -> None:
     """What would otherwise fail in the middle of a forward pass."""
     if not isinstance(edit, Edit):
         raise TypeError(f"attach takes edits, got {type(edit).__name__}")
     if edit.shape != model.head_shape:
         raise ValueError(f"the edit is made for {edit.shape}, the model has {model.head_shape}")
-    if any(edit is other for other in _ATTACHED.get(model.hf, [])):
+    if any(edit.overlaps(other) for other in present):
         raise ValueError(f"this {type(edit).__name__} is attached to {model.name} already: it would act twice")
     if not model.dtype.is_floating_point:
         raise ValueError(f"{model.name} computes in {model.dtype}; edits need floating-point activations")

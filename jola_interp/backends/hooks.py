@@ -1,4 +1,4 @@
-"""Plain PyTorch hooks on the Hugging Face model: SDPA or flash attention, sharded, quantised or PEFT models."""
+"""Plain PyTorch hooks on the Hugging Face model: SDPA or flash attention, sharded or quantised models."""
 
 from __future__ import annotations
 

@@ -72,9 +72,16 @@ class Edit(nn.Module, ABC):
 
     type_name: ClassVar[str]
     """The name under which a Run records the class."""
+    types: ClassVar[dict[str, type[Edit]]] = {}
+    """Every subclass by its name, so that a Run of an edit of your own loads once its class is defined."""
     shape: HeadShape
     initialised: bool = False
     """Whether the parameters hold values worth keeping; ``fit`` initialises an edit that does not."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "type_name" in cls.__dict__:
+            Edit.types[cls.type_name] = cls
 
     @abstractmethod
     def points(self) -> list[tuple[int, Site]]:
@@ -107,6 +114,23 @@ class Edit(nn.Module, ABC):
     @abstractmethod
     def n_parameters(self) -> int:
         """How many numbers train: one per vector component and one per gate, editable units only."""
+
+    @abstractmethod
+    def masks(self) -> dict[Site, Tensor]:
+        """Site to [layer, unit], True where a unit is editable; only the sites at which the edit acts."""
+
+    @abstractmethod
+    def restricted(
+        self,
+        heads: Iterable[str | tuple[int, int]] | None = None,
+        kinds: Iterable[str] | None = None,
+        strength: float = 1.0,
+    ) -> Edit:
+        """A copy that edits only some heads, only by some operations, or by a multiple of the trained edit."""
+
+    def overlaps(self, other: Edit) -> bool:
+        """Whether attaching both would apply the same edit twice."""
+        return self is other
 
     def prepare(self, context: Context, dtype: torch.dtype) -> Any:
         """Arithmetic to be done once a pass for all layers. What it returns comes back as ``context.prepared``."""

@@ -120,6 +120,7 @@ class JoLA(Edit):
         super().__init__()
         _check_switches(gates=gates, operations=operations, inference=inference)
         self.shape, self.gates, self.operations, self.inference = shape, gates, operations, inference
+        self.origin = object()  # shared by the parts of one edit (`restricted`)
         self.init_std, self.init_log_alpha, self.init_spread = init_std, init_log_alpha, init_spread
         self.sites = nn.ModuleDict()
         for site in _checked_sites(sites):
@@ -222,6 +223,19 @@ class JoLA(Edit):
             for name, part in self._parts()
         )
 
+    def masks(self) -> dict[Site, Tensor]:
+        return {name: part.mask for name, part in self._parts()}
+
+    def overlaps(self, other: Edit) -> bool:
+        """Parts of one edit overlap where both have a vector that is not 0."""
+        if self is other or not isinstance(other, JoLA) or self.origin is not other.origin:
+            return self is other
+        return any(
+            bool((vector.ne(0).any(-1) & other.site(name).vectors[operation].ne(0).any(-1)).any())
+            for name, part in self._parts()
+            for operation, vector in part.vectors.items()
+        )
+
     def settings(self) -> dict[str, Any]:
         """The switches. Which units are editable is not among them: that is the stored ``mask``."""
         return {
@@ -265,7 +279,7 @@ class JoLA(Edit):
     def restricted(
         self,
         heads: Iterable[str | tuple[int, int]] | None = None,
-        kinds: Iterable[Operation] | None = None,
+        kinds: Iterable[str] | None = None,
         strength: float = 1.0,
     ) -> JoLA:
         """A copy that edits only some heads, only by some operations, or by a multiple of the trained edit.
@@ -278,15 +292,18 @@ class JoLA(Edit):
         Raises:
             ValueError: a head outside the model, an unknown kind, or a strength that is not finite.
         """
-        kept = set(get_args(Operation) if kinds is None else kinds)
+        kept: set[str] = set(get_args(Operation) if kinds is None else kinds)
         if unknown := kept - set(get_args(Operation)):
             raise ValueError(f"kinds must be a subset of {get_args(Operation)}, got {sorted(unknown)}")
         if not math.isfinite(strength):
             raise ValueError(f"strength must be a finite number, got {strength}")
         clone = copy.deepcopy(self)
+        clone.origin = self.origin
         chosen = None if heads is None else _editable(self.shape, "heads", None, heads)
         for name, part in clone._parts():
-            keep = part.mask if chosen is None else part.mask & (chosen if name == "heads" else False)
+            keep = part.mask
+            if chosen is not None:
+                keep = part.mask & (chosen.to(part.mask.device) if name == "heads" else False)
             for operation, vector in part.vectors.items():
                 vector.mul_(strength * keep[..., None] * (operation in kept))
         return clone

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from jola_interp.batching import batches_of, encode_prompt, left_pad, pad_id
+from jola_interp.batching import batches_of, cut_prompt, encode_prompt, left_pad, pad_id
 from jola_interp.models import Model
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def generate_texts(
     instructions: Sequence[str],
     *,
     wrapper: str = "reference",
+    max_length: int = 400,
     max_new_tokens: int = 64,
     beams: int = 1,
     batch_size: int = 16,
@@ -34,6 +36,7 @@ def generate_texts(
 
     Args:
         instructions: prompts, in any order; batches are made of similar lengths.
+        max_length: longer prompts lose their start.
         beams: 1 is greedy.
         progress: a label for a progress bar; None shows none.
 
@@ -43,14 +46,15 @@ def generate_texts(
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise ValueError("the model has no tokenizer: load_model(model, tokenizer=...)")
-    prompts = [encode_prompt(text, tokenizer, wrapper) for text in instructions]
+    encoded = [encode_prompt(text, tokenizer, wrapper) for text in instructions]
+    prompts = [cut_prompt(prompt, max_length, tokenizer) for prompt in encoded]
     options = _options(model, tokenizer, max_new_tokens, beams)
     texts = [""] * len(prompts)
     for rows in _bar(batches_of([len(prompt) for prompt in prompts], batch_size), progress):
         ids, mask = left_pad([prompts[row] for row in rows], pad_id(tokenizer))
         device = model.device
-        generator: Any = model.hf
-        output = generator.generate(input_ids=ids.to(device), attention_mask=mask.to(device), **options)
+        with _neutral_defaults(model.hf) as generator:
+            output = generator.generate(input_ids=ids.to(device), attention_mask=mask.to(device), **options)
         for row, new in zip(rows, output[:, ids.shape[1] :].tolist(), strict=True):
             texts[row] = first_line(str(tokenizer.decode(new, skip_special_tokens=True)))
     return texts
@@ -74,7 +78,9 @@ def _options(model: Model, tokenizer: PreTrainedTokenizerBase, max_new_tokens: i
     )
     options: dict[str, Any] = {"generation_config": config}
     if beams == 1:  # a beam that has reached its newline may still be overtaken, so beams go on
-        options["stopping_criteria"] = StoppingCriteriaList([_AtNewline(_newline_tokens(tokenizer).to(model.device))])
+        options["stopping_criteria"] = StoppingCriteriaList(
+            [_AtNewline(_newline_tokens(tokenizer, model.vocab_size).to(model.device))]
+        )
     return options
 
 
@@ -89,9 +95,25 @@ class _AtNewline:
 
 
 @lru_cache(maxsize=4)
-def _newline_tokens(tokenizer: PreTrainedTokenizerBase) -> Bool[Tensor, " vocab"]:
+def _newline_tokens(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Bool[Tensor, " vocab"]:
+    """True for tokens with a newline; a model may have more rows than its tokenizer has tokens."""
     texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
-    return torch.tensor(["\n" in text for text in texts])
+    ends = torch.zeros(max(vocab_size, len(texts)), dtype=torch.bool)
+    ends[: len(texts)] = torch.tensor(["\n" in text for text in texts])
+    return ends
+
+
+@contextmanager
+def _neutral_defaults(hf: Any) -> Iterator[Any]:
+    """Without the model's own generation defaults, which `generate` mixes in (a repetition penalty, for example)."""
+    from transformers import GenerationConfig
+
+    own = hf.generation_config
+    hf.generation_config = GenerationConfig()
+    try:
+        yield hf
+    finally:
+        hf.generation_config = own
 
 
 def _bar(batches: list[list[int]], label: str | None) -> Any:

@@ -22,7 +22,8 @@ def negative_log_likelihoods(
     pad = pad_id(model.tokenizer) if model.tokenizer is not None else 0
     for chosen in batches_of([len(row.ids) for row in rows], batch_size):
         batch = collate([rows[i] for i in chosen], pad, model.device)
-        losses = answer_losses(model.logits(batch.input_ids, batch.attention_mask, keep=batch.keep), batch.labels)
+        logits = model.logits(batch.input_ids, batch.attention_mask, batch.keep, batch.prompt_mask)
+        losses = answer_losses(logits, batch.labels)
         totals[chosen] = losses.sum(1).cpu().numpy()
         counts[chosen] = [rows[i].n_answer for i in chosen]
     return totals, counts

@@ -29,8 +29,9 @@ def load_task(
         n_train: training rows.
         n_validation: validation rows. Default: 60 of a built-in task; 200 or what there is of a directory.
         n_test: test rows. Default: 100 of a built-in task; all of a directory.
-        seed: which rows. The same seed gives the same rows in the same order, and a larger n_train keeps the
-            rows of a smaller one and leaves the test rows as they were.
+        seed: which rows. The same seed gives the same rows in the same order. No number moves a row into another
+            split, and a larger one keeps the rows of a smaller one. (Only in a directory without a
+            validation file, where validation is cut from the training rows, may it lose rows to a larger n_train.)
 
     Raises:
         TaskError: unknown name, no such directory, a number that is not positive, more training rows than

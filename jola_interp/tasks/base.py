@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 from jola_interp.tasks.example import Example, TaskError, check_options, check_text, check_texts
 from jola_interp.tasks.formats import (
     KINDS,
-    METRICS,
     answer_format,
     answer_pattern,
     check_answer,
+    check_metric,
     check_pattern,
     default_metric,
     shorten,
@@ -46,12 +46,12 @@ class Task:
         options: the choices of every row that brings none of its own; only for kind "choice".
         pattern: regular expression that finds the answer in what a model wrote: its first group where it has
             one, the whole match otherwise. None: see `pattern_of`.
-        metric: "bleu", "rouge_l", "accuracy" or "exact_match". Default: "accuracy" for a choice, or "bleu".
+        metric: "bleu" (default), "rouge_l" or "exact_match" for a text; "accuracy" for a choice.
         requires: what a model must know to solve the task, in a sentence.
 
     Raises:
-        TaskError: a field out of its range, an id that stands twice in a split, an answer that is not among
-            its options, or an instruction that stands both in train and in test.
+        TaskError: a field out of its range, a metric of the other kind, an id that stands twice in a split,
+            an answer that is not among its options, or an instruction that stands both in train and in test.
     """
 
     name: str
@@ -127,8 +127,7 @@ class Task:
         check_text(self.name, "name")
         if self.kind not in KINDS:
             raise TaskError(f"kind must be one of {', '.join(KINDS)}, not {self.kind!r}")
-        if self.metric not in METRICS:
-            raise TaskError(f"metric must be one of {', '.join(METRICS)}, not {self.metric!r}")
+        check_metric(self.metric, self.kind)
         if self.kind == "text" and self.options:
             raise TaskError('options belong to kind "choice", but kind is "text"')
         check_options(self.options)

@@ -19,16 +19,14 @@ twice in one.
 from __future__ import annotations
 
 import json
-import logging
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jola_interp._log import logger
 from jola_interp.tasks.base import SPLITS, Example, Splits, Task, TaskError, shared_rows
 from jola_interp.tasks.formats import answer_format, check_answer
-
-log = logging.getLogger("jola_interp")
 
 MOST_VALIDATION = 200
 
@@ -53,8 +51,7 @@ def load_folder(folder: Path, n_train: int, n_validation: int | None, n_test: in
     Raises:
         TaskError: a file that is missing or cannot be used; the message names file, line and reason.
     """
-    if not folder.is_dir():
-        raise TaskError(f"{folder}: no such directory")
+    _check_folder(folder)
     rows = {split: _read_split(folder, split) for split in SPLITS}
     _check_overlaps(folder, rows)
     form = _format(folder, rows)
@@ -66,6 +63,15 @@ def load_folder(folder: Path, n_train: int, n_validation: int | None, n_test: in
     test = rows["test"] if n_test is None else _take(folder, "test", _sample(rows["test"], seed, "test"), n_test)
     splits = Splits(*(tuple(_examples(chosen)) for chosen in (train[:n_train], validation, test)))
     return Task(folder.resolve().name, *splits, **form)
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise TaskError(f"{folder} is a file; a task is a directory of train.jsonl and test.jsonl")
+    if not folder.is_dir():
+        # From where a relative path was looked up is half of such mistakes.
+        whole = "" if folder.is_absolute() else f" (looked for {folder.absolute()})"
+        raise TaskError(f"{folder}: no such directory{whole}")
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -129,7 +135,7 @@ def _check_overlaps(folder: Path, rows: dict[str, list[Row]]) -> None:
         )
         if second == "test" and first == "train":
             raise TaskError(message)
-        log.warning("%s", message)
+        logger.warning("%s", message)
 
 
 def _format(folder: Path, rows: dict[str, list[Row]]) -> dict[str, Any]:
@@ -141,7 +147,7 @@ def _format(folder: Path, rows: dict[str, list[Row]]) -> dict[str, Any]:
         form, why = answer_format(everything, given)
     except TaskError as error:
         raise TaskError(f"{path}: {error}") from None
-    log.info("task %s: kind %s, metric %s (%s)", folder.resolve().name, form["kind"], form["metric"], why)
+    logger.info("task %s: kind %s, metric %s (%s)", folder.resolve().name, form["kind"], form["metric"], why)
     if form["kind"] == "choice":
         for split in SPLITS:
             _check_answers(folder / f"{split}.jsonl", rows[split], form["options"])
@@ -174,15 +180,18 @@ def _sample(rows: Sequence[Row], seed: int, split: str) -> list[Row]:
 
 
 def _cut(folder: Path, train: Sequence[Row], n_train: int) -> list[Row]:
-    """Validation rows from the training rows that are not used, in their seeded order."""
+    """Validation rows from the training rows that are not used, the last of their seeded order first.
+
+    Training takes the first ones, so a larger n_train leaves validation as it was until the rows run short.
+    """
     used = {row.example.key for row in train[:n_train]}
-    spare = [row for row in train[n_train:] if row.example.key not in used]
+    spare = [row for row in reversed(train[n_train:]) if row.example.key not in used]
     if not spare:
         raise TaskError(
             f"{folder / 'validation.jsonl'}: no such file, and n_train {n_train} leaves none of the "
             f"{len(train)} rows of train.jsonl for validation: lower n_train or add the file"
         )
-    log.info("%s: no validation.jsonl; cut from the rows of train.jsonl that are not trained on", folder)
+    logger.info("%s: no validation.jsonl; cut from the rows of train.jsonl that are not trained on", folder)
     return spare
 
 
@@ -190,7 +199,7 @@ def _take(folder: Path, split: str, rows: list[Row], n: int | None) -> list[Row]
     """The first n rows (of validation: 200 where n is None), or what there is, which is logged."""
     wanted = MOST_VALIDATION if n is None else n
     if len(rows) < wanted:
-        log.info("%s: %d rows of %s, not %d: no more there are", folder, len(rows), split, wanted)
+        logger.info("%s: %d rows of %s, not %d: no more there are", folder, len(rows), split, wanted)
     return rows[:wanted]
 
 

@@ -9,6 +9,8 @@ from typing import Any
 from jola_interp.tasks.example import Example, TaskError, check_options, check_texts
 
 KINDS = ("text", "choice")
+# The metrics that an evaluation gives for each kind.
+METRICS_OF = {"text": ("bleu", "rouge_l", "exact_match"), "choice": ("accuracy",)}
 METRICS = ("bleu", "rouge_l", "accuracy", "exact_match")
 MOST_LABELS = 20
 
@@ -34,7 +36,7 @@ def answer_format(rows: Sequence[Example], given: Mapping[str, Any]) -> tuple[di
     accuracy for a choice, bleu for free text.
 
     Raises:
-        TaskError: an unknown key, or a value of the wrong type or out of its range.
+        TaskError: an unknown key, a value of the wrong type or out of its range, or a metric of the other kind.
     """
     _check_given(given)
     kind, why = _kind(rows, given)
@@ -44,6 +46,7 @@ def answer_format(rows: Sequence[Example], given: Mapping[str, Any]) -> tuple[di
         if pattern is None and options and not any(row.options for row in rows):
             pattern = answer_pattern(options)
     metric = given.get("metric") or default_metric(kind)
+    check_metric(metric, kind, f" ({why})")
     return {"kind": kind, "options": options, "pattern": pattern, "metric": metric}, why
 
 
@@ -99,6 +102,13 @@ def _kind(rows: Sequence[Example], given: Mapping[str, Any]) -> tuple[str, str]:
 def default_metric(kind: str) -> str:
     """accuracy for a choice, bleu for free text."""
     return "accuracy" if kind == "choice" else "bleu"
+
+
+def check_metric(metric: object, kind: str, why: str = "") -> None:
+    """TaskError unless an evaluation of this kind gives the metric; `why` says how the kind was settled."""
+    if metric not in METRICS_OF[kind]:
+        allowed = ", ".join(METRICS_OF[kind])
+        raise TaskError(f"metric must be one of {allowed} for kind {kind!r}{why}, not {metric!r}")
 
 
 def shorten(text: str, limit: int = 60) -> str:

@@ -15,7 +15,8 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from jola_interp.backends import Attachment, EditNotLiveError
 from jola_interp.batching import encode_examples, wrap_prompt
-from jola_interp.evaluation import evaluate, metrics
+from jola_interp.evaluation import metrics
+from jola_interp.evaluation.evaluator import evaluate
 from jola_interp.evaluation.generation import first_line, generate_texts
 from jola_interp.evaluation.likelihood import negative_log_likelihoods, option_likelihoods
 from jola_interp.models import Model
@@ -105,8 +106,9 @@ def test_option_likelihoods_are_those_of_the_trained_answer_string(make_model: M
     np.testing.assert_allclose(np.concatenate(by_option), -totals, rtol=1e-6)
 
 
-def test_generation_does_not_depend_on_batches_and_stops_at_a_newline(make_model: MakeModel) -> None:
-    model = make_model()
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3"])
+def test_generation_does_not_depend_on_batches_and_stops_at_a_newline(make_model: MakeModel, architecture: str) -> None:
+    model = make_model(architecture)
     prompts = ["a", "bcd efg", "hi " * 9, "xyz", "q"]
     whole = generate_texts(model, prompts, max_new_tokens=8, batch_size=5)
     assert whole == generate_texts(model, prompts, max_new_tokens=8, batch_size=1)
@@ -114,9 +116,33 @@ def test_generation_does_not_depend_on_batches_and_stops_at_a_newline(make_model
     assert first_line("one\ntwo") == "one" and first_line(" \nx") == ""
 
 
-def test_beams_find_what_greedy_misses_or_the_same(make_model: MakeModel) -> None:
+def test_beams_are_those_of_hugging_face(make_model: MakeModel) -> None:
     model = make_model()
-    assert len(generate_texts(model, ["ab", "c"], max_new_tokens=5, beams=3)) == 2
+    tokenizer: Any = model.tokenizer
+    ids = tokenizer(wrap_prompt("ab", "plain"), return_tensors="pt").input_ids
+    found = model.hf.generate(ids, max_new_tokens=5, num_beams=3, do_sample=False, pad_token_id=256)
+    expected = first_line(tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True))
+    assert generate_texts(model, ["ab"], wrapper="plain", max_new_tokens=5, beams=3) == [expected]
+
+
+def test_the_models_own_generation_defaults_are_left_out_and_restored(make_model: MakeModel) -> None:
+    model = make_model()
+    expected = generate_texts(model, ["ab", "c"], max_new_tokens=12)
+    model.hf.generation_config.repetition_penalty = 5.0
+    model.hf.generation_config.no_repeat_ngram_size = 1
+    assert generate_texts(model, ["ab", "c"], max_new_tokens=12) == expected
+    assert model.hf.generation_config.repetition_penalty == 5.0
+
+
+def test_models_with_more_rows_than_the_tokenizer_has_tokens_generate(make_model: MakeModel) -> None:
+    model = make_model("llama", vocab_size=300)
+    assert len(generate_texts(model, ["ab", "c"], max_new_tokens=12)) == 2
+
+
+def test_long_prompts_are_cut_in_generation_too(make_model: MakeModel) -> None:
+    model = make_model("gpt2")  # 512 positions
+    [text] = generate_texts(model, ["x" * 900], max_new_tokens=4, max_length=100)
+    assert isinstance(text, str)
 
 
 @pytest.mark.parametrize("backend", ["lens", "hooks"])

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jola_interp.tasks.base import Example, Task, TaskError
-from jola_interp.tasks.formats import answer_pattern
+from jola_interp.tasks.formats import KINDS, METRICS_OF, answer_pattern
 
 TEXT = st.text(alphabet=string.ascii_letters + string.digits + " .,é", min_size=1).filter(str.strip)
 
@@ -53,7 +53,11 @@ def test_task_error_is_a_value_error():
     ("fields", "reason"),
     [
         ({"kind": "essay"}, "kind must be one of text, choice, not 'essay'"),
-        ({"metric": "f1"}, "metric must be one of bleu, rouge_l, accuracy, exact_match, not 'f1'"),
+        ({"metric": "f1"}, "metric must be one of accuracy for kind 'choice', not 'f1'"),
+        ({"metric": "exact_match"}, "metric must be one of accuracy for kind 'choice', not 'exact_match'"),
+        ({"metric": "bleu"}, "metric must be one of accuracy for kind 'choice', not 'bleu'"),
+        ({"metric": "rouge_l"}, "metric must be one of accuracy for kind 'choice', not 'rouge_l'"),
+        ({"kind": ["text"]}, "kind must be one of text, choice"),
         ({"pattern": "answer[1-4"}, "is no regular expression"),
         ({"pattern": 3}, "pattern must be a string"),
         ({"options": ()}, "a choice needs options"),
@@ -86,6 +90,21 @@ def test_id_may_stand_in_two_splits_and_no_id_any_number_of_times():
 def test_metric_left_out_follows_the_kind():
     assert choice().metric == "accuracy"
     assert Task("t", rows("a"), (), rows("b")).metric == "bleu"
+
+
+def test_text_takes_the_metrics_of_texts_and_no_other():
+    for metric in METRICS_OF["text"]:
+        assert Task("t", rows("a"), (), rows("b"), metric=metric).metric == metric
+    allowed = "metric must be one of bleu, rouge_l, exact_match for kind 'text', not 'accuracy'"
+    with pytest.raises(TaskError, match=allowed):
+        Task("t", rows("a"), (), rows("b"), metric="accuracy")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_metric_that_a_task_may_have_is_among_its_scores(kind):
+    metrics = pytest.importorskip("jola_interp.evaluation.metrics", reason="scores need the evaluation packages")
+    task = choice() if kind == "choice" else Task("t", rows("a"), (), rows("b"))
+    assert set(METRICS_OF[kind]) <= set(metrics.score_texts(task, task.test, ["yes"]))
 
 
 def test_options_of_a_row_win_over_those_of_the_task():
@@ -206,6 +225,14 @@ def test_task_from_rows_names_the_place_of_a_bad_row():
         Task.from_rows([{"instruction": "q", "answer": "a"}, {"instruction": "q", "answer": ""}])
     with pytest.raises(TaskError, match="unknown key 'metrics'; allowed: kind, options, pattern, metric"):
         Task.from_rows([{"instruction": "q", "answer": "a"}], metrics="bleu")
+
+
+def test_metric_of_the_other_kind_is_refused_with_how_the_kind_was_settled():
+    labels = [{"instruction": f"q{i}", "answer": "ab"[i % 2]} for i in range(4)]
+    reason = r"metric must be one of accuracy for kind 'choice' \(2 distinct answers\), not 'rouge_l'"
+    with pytest.raises(TaskError, match=reason):
+        Task.from_rows(labels, metric="rouge_l")
+    assert Task.from_rows(labels, kind="text", metric="rouge_l").kind == "text"
 
 
 # ---- patterns

@@ -18,16 +18,18 @@ from hypothesis import strategies as st
 from jola_interp.tasks import TaskError, load_task, task_names, task_table
 from jola_interp.tasks.base import SPLITS, Example, Task
 from jola_interp.tasks.builtin import BUILTIN, agreement, arithmetic, ioi, restaurants, topics
-from jola_interp.tasks.builtin.deck import Deck, _shuffled, digits
+from jola_interp.tasks.builtin.deck import Deck, _number, _shuffled, digits, share
 
 ROOT = pathlib.Path(__file__).parents[2]
 NAMES = task_names()
+COUNTS = [f"n_{split}" for split in SPLITS]
+# For train, and each for validation and test.
 ROWS = {
-    "arithmetic": 9_120,
-    "agreement": 8_092_800,
-    "ioi": 798_720,
-    "topics": 51_840,
-    "restaurants": 38_817_792,
+    "arithmetic": (6_384, 1_368),
+    "agreement": (5_664_960, 1_213_920),
+    "ioi": (559_104, 119_808),
+    "topics": (36_288, 7_776),
+    "restaurants": (27_172_464, 5_822_664),
 }
 
 
@@ -103,6 +105,30 @@ def test_no_two_rows_share_their_content_within_or_across_splits(name, tasks):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_no_size_moves_a_row_from_one_split_into_another(name):
+    sizes = ((301, 61, 103), (200, 60, 100), (5, 700, 30), (40, 3, 900), (2_000, 300, 300))
+    loaded = [load_task(name, **dict(zip(COUNTS, n, strict=True)), seed=7) for n in sizes]
+    found = {s: {content_of(name, row) for task in loaded for row in getattr(task, s)} for s in SPLITS}
+    assert all(not found[a] & found[b] for a, b in combinations(SPLITS, 2))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("split", SPLITS)
+def test_smaller_split_begins_the_larger_one_whatever_the_other_sizes(name, split, tasks):
+    small = load_task(name, **{count: 9 for count in COUNTS}, seed=7)
+    large = load_task(name, **{count: 400 if count == f"n_{split}" else 2 for count in COUNTS}, seed=7)
+    here = getattr(tasks[name], split)
+    assert getattr(small, split) == here[:9] and getattr(large, split)[: len(here)] == here[:400]
+
+
+def test_arithmetic_keeps_a_pair_of_numbers_in_one_split():
+    for seed in range(4):
+        task = load_task("arithmetic", n_train=900, n_validation=300, n_test=300, seed=seed)
+        pairs = {split: {frozenset(sum_of(row)[1:]) for row in getattr(task, split)} for split in SPLITS}
+        assert all(not pairs[a] & pairs[b] for a, b in combinations(SPLITS, 2))
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_larger_train_keeps_the_smaller_one_and_the_other_splits(name, tasks):
     small = load_task(name, n_train=97, n_validation=61, n_test=103, seed=7)
     assert small.train == tasks[name].train[:97]
@@ -120,11 +146,15 @@ def test_every_answer_is_an_option_and_is_found_by_the_pattern(name, tasks):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_asking_for_too_many_rows_says_how_many_there_are(name):
-    documented = f"{ROWS[name]:,}"
+    train, other = ROWS[name]
     builder = sys.modules[BUILTIN[name].build.__module__]
-    assert documented in builder.__doc__ and documented in builder.build.__doc__
-    with pytest.raises(TaskError, match=f"task '{name}' has {ROWS[name]} distinct rows, but n_train {ROWS[name]}"):
-        load_task(name, n_train=ROWS[name])
+    for documented in (f"{train:,}", f"{other:,}", f"{train + 2 * other:,}"):
+        assert documented in builder.__doc__
+    assert f"{train:,} for train or {other:,} for" in builder.build.__doc__
+    for split, there in (("train", train), ("validation", other), ("test", other)):
+        reason = f"n_{split} is {there + 1}, but task '{name}' has only {there} distinct rows for {split}"
+        with pytest.raises(TaskError, match=reason):
+            load_task(name, **{f"n_{split}": there + 1})
 
 
 def test_restaurants_have_at_least_twenty_thousand_fact_sets():
@@ -133,8 +163,12 @@ def test_restaurants_have_at_least_twenty_thousand_fact_sets():
 
 
 def test_every_documented_row_of_arithmetic_can_be_had():
-    rows = everything(load_task("arithmetic", n_train=9_000, n_validation=60, n_test=60))
+    task = load_task("arithmetic", n_train=6_384, n_validation=1_368, n_test=1_368)
+    rows = everything(task)
     assert len({content_of("arithmetic", row) for row in rows}) == len({row.key for row in rows}) == 9_120
+    pairs = {split: {frozenset(sum_of(row)[1:]) for row in getattr(task, split)} for split in SPLITS}
+    assert all(not pairs[a] & pairs[b] for a, b in combinations(SPLITS, 2))
+    assert sum(map(len, pairs.values())) == len(arithmetic.PAIRS)
 
 
 # ---- balance: rounds make every count of a split differ by one at most
@@ -174,7 +208,7 @@ def second_noun(row: Example) -> str:
 
 @given(st.lists(st.integers(), min_size=1, max_size=9, unique=True), st.integers(1, 100), st.integers())
 def test_rounds_never_differ_by_more_than_one(values, n, seed):
-    drawn = Counter(islice(Deck("t", seed, {"p": 1}).rounds(values), n))
+    drawn = Counter(islice(Deck("t", seed, "train", {"p": 1}).rounds(values), n))
     assert max(drawn[v] for v in values) - min(drawn[v] for v in values) <= 1
 
 
@@ -183,11 +217,26 @@ def test_deck_draws_each_content_once(size, seed):
     assert sorted(_shuffled(random.Random(seed), size)) == list(range(size))
 
 
-@given(st.dictionaries(st.sampled_from("abcd"), st.integers(0, 9), min_size=1), st.integers(), st.data())
-def test_deck_falls_back_to_other_piles_until_all_is_drawn(piles, seed, data):
-    deck, names = Deck("t", seed, piles), sorted(piles)
-    drawn = [deck.draw(data.draw(st.sampled_from(names))) for _ in range(sum(piles.values()))]
+@settings(deadline=None)
+@given(st.dictionaries(st.sampled_from("abcd"), st.integers(0, 50), min_size=1), st.integers(), st.data())
+def test_decks_of_the_splits_fall_back_to_other_piles_until_all_is_drawn_once(piles, seed, data):
+    drawn, names = [], sorted(piles)
+    for split in SPLITS:
+        deck = Deck("t", seed, split, piles)
+        drawn += [deck.draw(data.draw(st.sampled_from(names))) for _ in range(sum(deck.left.values()))]
     assert sorted(drawn) == [(name, i) for name in names for i in range(piles[name])]
+
+
+@given(st.integers(0, 500), st.integers())
+def test_every_number_belongs_to_one_split_in_the_documented_shares(size, seed):
+    parts = {split: [_number(str(seed), split, i, size) for i in range(share(split, size))] for split in SPLITS}
+    assert sorted(sum(parts.values(), [])) == list(range(size))
+    assert all(abs(len(parts[split]) - size * part) < 2 for split, part in zip(SPLITS, (0.7, 0.15, 0.15), strict=True))
+
+
+def test_another_seed_parts_the_numbers_otherwise():
+    parts = [{_number(source, "test", i, 400) for i in range(share("test", 400))} for source in ("t:1", "t:2")]
+    assert parts[0] != parts[1]
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4))

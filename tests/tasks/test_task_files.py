@@ -187,10 +187,12 @@ def test_options_on_every_row_make_a_choice_without_options_of_the_task(tmp_path
 
 def test_settings_of_the_directory_win(tmp_path):
     settings = {"kind": "choice", "options": ["label 2", "label 1", "label 0"], "pattern": "label ([0-2])"}
-    task = load_task(write(tmp_path, settings={**settings, "metric": "exact_match"}), n_train=20)
+    task = load_task(write(tmp_path, settings={**settings, "metric": "accuracy"}), n_train=20)
     assert (task.options, task.pattern) == (("label 2", "label 1", "label 0"), "label ([0-2])")
-    assert task.metric == "exact_match"
+    assert task.metric == "accuracy"
     assert load_task(write(tmp_path, settings={"kind": "text"}), n_train=20).metric == "bleu"
+    exact = load_task(write(tmp_path, settings={"kind": "text", "metric": "exact_match"}), n_train=20)
+    assert exact.metric == "exact_match"
 
 
 @pytest.mark.parametrize(
@@ -200,6 +202,9 @@ def test_settings_of_the_directory_win(tmp_path):
         ({"kind": "essay"}, "kind must be one of text, choice, not 'essay'"),
         ({"kind": ["text"]}, "kind must be one of text, choice"),
         ({"metric": "f1"}, "metric must be one of"),
+        ({"kind": "text", "metric": "accuracy"}, "metric must be one of bleu, rouge_l, exact_match for kind 'text'"),
+        ({"kind": "choice", "metric": "bleu"}, "metric must be one of accuracy for kind 'choice'.*, not 'bleu'"),
+        ({"metric": "exact_match"}, r"for kind 'choice' \(3 distinct answers\), not 'exact_match'"),
         ({"options": "label 0"}, "options must be a list of strings"),
         ({"options": False}, "options must be a list of strings"),
         ({"options": ["label 0"]}, "options must be two or more"),
@@ -273,6 +278,12 @@ def test_missing_validation_is_cut_from_unused_training_rows(tmp_path, caplog):
     assert not list(shared_rows(task.train, task.validation))
 
 
+def test_validation_cut_from_train_stays_when_train_grows_and_rows_are_left(tmp_path):
+    write(tmp_path, validation=[])
+    small, large = (load_task(tmp_path, n_train=n, n_validation=8) for n in (5, 22))
+    assert small.validation == large.validation and large.train[:5] == small.train
+
+
 def test_missing_validation_with_every_row_trained_on_is_an_error(tmp_path):
     with pytest.raises(TaskError, match="n_train 30 leaves none of the 30 rows"):
         load_task(write(tmp_path, validation=[]), n_train=30)
@@ -335,8 +346,16 @@ def test_built_in_name_wins_over_a_directory_of_that_name(tmp_path, monkeypatch)
 @pytest.mark.parametrize("where", ["no/such/place", pathlib.Path("topics")])
 def test_path_that_is_no_directory_is_refused(where, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(TaskError, match="no such directory"):
-        load_task(where)
+    for path in (where, tmp_path / where):
+        with pytest.raises(TaskError, match="no such directory") as caught:
+            load_task(path)
+        assert str(path) in str(caught.value) and str(tmp_path / where) in str(caught.value)
+
+
+def test_path_of_a_file_is_refused(tmp_path):
+    file = write(tmp_path) / "train.jsonl"
+    with pytest.raises(TaskError, match=rf"{re.escape(str(file))} is a file; a task is a directory"):
+        load_task(file)
 
 
 def test_importing_tasks_loads_nothing_heavy():

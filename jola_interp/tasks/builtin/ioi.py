@@ -8,7 +8,8 @@ How it is balanced: the orders ABBA ("When Mary and John …, John gave … to",
 Mary …, John gave … to", Mary) in turn, so the answer is the first and the second name equally often. The
 options of a row stand in the order of the sentence. Names, places and things are drawn evenly.
 
-Each (receiver, giver, place, thing, order) stands in one row only: 798,720 rows.
+Each (receiver, giver, place, thing) stands once in each order, both in the same split: 798,720 rows,
+559,104 for train, 119,808 each for validation and test.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 from math import prod
 
 from jola_interp.tasks.base import Example, Task
-from jola_interp.tasks.builtin.deck import Deck, digits
+from jola_interp.tasks.builtin.deck import Deck, deal, digits
 
 NAME = "ioi"
 REQUIRES = "that whoever gives is not the one who is given to: the answer is the name that is not repeated"
@@ -46,8 +47,9 @@ SIZES = (len(NAMES), len(NAMES) - 1, len(PLACES), len(THINGS))
 
 
 def build(n_train: int, n_validation: int, n_test: int, seed: int) -> Task:
-    """The task with these numbers of rows; TaskError for more than 798,720 in all."""
-    splits = Deck(NAME, seed, {order: prod(SIZES) for order in ORDERS}).deal(_rows, n_train, n_validation, n_test)
+    """The task with these numbers of rows; TaskError above 559,104 for train or 119,808 for validation or test."""
+    piles = {order: prod(SIZES) for order in ORDERS}
+    splits = deal(NAME, seed, piles, _rows, (n_train, n_validation, n_test))
     return Task(NAME, *splits, kind="choice", requires=REQUIRES)
 
 
