@@ -133,6 +133,17 @@ def epoch(model: Model, rows: list[Encoded], bucketed: bool) -> Step:
     return step
 
 
+def history_share(step_seconds: float) -> float:
+    """Seconds of recording every gate once, over the seconds of a step."""
+    edit = JoLA(load_model("smollm2-135m").head_shape).initialise(torch.Generator().manual_seed(0))
+    masks = {site: mask.numpy() for site, mask in edit.masks().items()}
+    history = ji.GateHistory(masks, list(edit.log_alphas()), 1000)
+    started = time.perf_counter()
+    for step in range(1000):
+        history.record(step, edit.log_alphas())
+    return (time.perf_counter() - started) / 1000 / step_seconds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="2 × 128 tokens in float32, ratios only")
@@ -145,10 +156,11 @@ def main() -> None:
     if not options.quick:
         result |= {f"bf16_{name}": value for name, value in backends(torch.bfloat16, 4, options.rounds).items()}
         result |= answer_only(options.rounds)
+        result["history_share"] = history_share(4 * POSITIONS / result["tokens_per_second_plain"])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     result |= {"peak_memory_gib": peak / 2**20, "load_after": os.getloadavg()[0]}
     for name, value in result.items():
-        sys.stdout.write(f"{name:32} {value:.3f}\n")
+        sys.stdout.write(f"{name:32} {value:.3g}\n")
     if options.json:
         sys.stdout.write(json.dumps(result) + "\n")
 

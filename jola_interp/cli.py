@@ -339,7 +339,7 @@ def _rows_to_score(run: Run, task: str | None, data: Path | None, n_test: int | 
     Raises:
         ValueError: rows of the user's own that were not given, or more test rows than the Run's task has.
     """
-    from jola_interp.tasks import load_task, task_names
+    from jola_interp.tasks import task_names
 
     recorded = run.config["task"]
     own, sizes = recorded["name"], recorded["sizes"]
@@ -351,11 +351,7 @@ def _rows_to_score(run: Run, task: str | None, data: Path | None, n_test: int | 
     if n_test is not None and n_test > sizes["test"]:
         raise ValueError(f"--n-test must be at most {sizes['test']}, the test rows of {own} in this Run; got {n_test}")
     options = {"n_train": sizes["train"], "n_validation": sizes["validation"] or None, "seed": seed}
-    rows = _load_rows(name, data, n_test=sizes["test"] or None, **options)
-    if data is not None and rows.fingerprint != recorded["fingerprint"]:  # all rows of a folder keep the file's order
-        whole = load_task(data, **options)
-        return whole if whole.fingerprint == recorded["fingerprint"] else rows
-    return rows
+    return _load_rows(name, data, n_test=sizes["test"] or None, **options)
 
 
 def _why_not_saved(run: Run, rows: Task, model: Model | None, n_test: int | None) -> str:

@@ -91,7 +91,21 @@ def nll(scores: dict[str, Any]) -> list[float]:
 
 def test_only_the_runs_own_rows_replace_its_scores(checkpoint: str, tmp_path: Path) -> None:
     out = str(tmp_path / "run")
-    call("fit", "-m", checkpoint, "-t", "agreement", "--out", out, *SIZES, *FAST, "--data-seed", "7")
+    call(
+        "fit",
+        "-m",
+        checkpoint,
+        "-t",
+        "agreement",
+        "--dtype",
+        "float32",
+        "--out",
+        out,
+        *SIZES,
+        *FAST,
+        "--data-seed",
+        "7",
+    )
     files = [tmp_path / "run" / name for name in ("scores.json", "predictions.jsonl")]
     trained = Run.load(out).scores
     scores = json.loads(call("evaluate", out, "--data-seed", "7", "--json"))

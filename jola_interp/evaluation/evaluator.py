@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jola_interp import _files
-from jola_interp.backends import require_unedited
+from jola_interp.backends import BACKENDS, require_unedited
 from jola_interp.batching import encode_examples
 from jola_interp.evaluation import metrics
 from jola_interp.evaluation.generation import generate_texts
@@ -53,6 +53,8 @@ def evaluate(
     task = task if isinstance(task, Task) else load_task(task)
     target = run.model_or(model)
     require_unedited(target, "evaluate")
+    if not target.booted:  # now, so that base and edited scores come from the same arithmetic
+        BACKENDS[run.config["backend"]].ready(target)
     examples = task.test[:rows]
     if not examples:
         raise ValueError(f"task {task.name!r} has no test rows")

@@ -60,7 +60,8 @@ def load_folder(folder: Path, n_train: int, n_validation: int | None, n_test: in
         raise TaskError(f"{folder / 'train.jsonl'}: n_train is {n_train}, but there are only {len(train)} rows")
     validation = _sample(rows["validation"], seed, "validation") or _cut(folder, train, n_train)
     validation = _take(folder, "validation", validation, n_validation)
-    test = rows["test"] if n_test is None else _take(folder, "test", _sample(rows["test"], seed, "test"), n_test)
+    test = _sample(rows["test"], seed, "test")
+    test = test if n_test is None else _take(folder, "test", test, n_test)
     splits = Splits(*(tuple(_examples(chosen)) for chosen in (train[:n_train], validation, test)))
     return Task(folder.resolve().name, *splits, **form)
 

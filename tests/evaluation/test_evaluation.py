@@ -166,6 +166,17 @@ def test_evaluation_measures_base_and_edited_model_side_by_side(
     assert run.scores["nll_gain"]["low"] <= gain <= run.scores["nll_gain"]["high"]
 
 
+@pytest.mark.parametrize("backend", ["lens", "hooks"])
+def test_scores_made_anew_are_the_same_bytes(
+    make_model: MakeModel, toy_task: Task, tmp_path: Path, backend: Any
+) -> None:
+    options = {"epochs": 2, "batch_size": 4, "max_new_tokens": 4, "wrapper": "plain"}
+    run = fit(make_model(), toy_task, backend=backend, out=tmp_path / "run", **options)
+    before = (run.path / "scores.json").read_bytes()
+    evaluate(run, toy_task, make_model())  # a model that is not booted yet
+    assert (run.path / "scores.json").read_bytes() == before
+
+
 def test_evaluation_without_the_edit_is_noticed(
     make_model: MakeModel, toy_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -238,10 +238,12 @@ def test_columns_of_trl_are_read_like_ours(tmp_path):
 # ---- numbers
 
 
-def test_folder_defaults_are_all_of_test_in_order_and_up_to_200_of_validation(tmp_path):
+def test_folder_defaults_are_all_of_test_and_up_to_200_of_validation(tmp_path):
     task = load_task(write(tmp_path, validation=made(230, 1000), test=made(150, 3000)), n_train=20)
     assert task.sizes == {"train": 20, "validation": 200, "test": 150}
-    assert [row.id for row in task.test] == [f"test-{i}" for i in range(1, 151)]
+    assert {row.id for row in task.test} == {f"test-{i}" for i in range(1, 151)}
+    named = load_task(write(tmp_path, validation=made(230, 1000), test=made(150, 3000)), n_train=20, n_test=150)
+    assert named.fingerprint == task.fingerprint
 
 
 def test_more_training_rows_than_there_are_is_an_error(tmp_path):
