@@ -3,7 +3,8 @@
     python scripts/notebooks.py                        check that none holds outputs, then run them all
     python scripts/notebooks.py --outputs FILE...      only check these for outputs (standard library only)
 
-A notebook may take two minutes, all of them together twelve. In the copy the later notebooks of a tour find
+A notebook should take under two minutes, all of them together under twelve: longer ones are named, but only one that
+is still running after ten minutes fails, since a machine may be slow. In the copy the later notebooks of a tour find
 what the earlier ones wrote, and the checkout stays as it was.
 """
 
@@ -18,7 +19,7 @@ import tempfile
 import time
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "notebooks"
-SECONDS_EACH, SECONDS_ALL = 120, 720
+SECONDS_EACH, SECONDS_ALL, SECONDS_STUCK = 120, 720, 600
 log = logging.getLogger("notebooks")
 
 
@@ -44,7 +45,7 @@ def execute(path: pathlib.Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(path.parent)}})
     client.extra_arguments = ["--log-level=ERROR", "--colors=nocolor"]  # to the kernel
-    asyncio.run(asyncio.wait_for(client.async_execute(), SECONDS_EACH))
+    asyncio.run(asyncio.wait_for(client.async_execute(), SECONDS_STUCK))
 
 
 def run_one(path: pathlib.Path) -> bool:
@@ -55,24 +56,28 @@ def run_one(path: pathlib.Path) -> bool:
     try:
         execute(path)
     except (CellExecutionError, DeadKernelError, TimeoutError) as error:
-        late = time.monotonic() - start >= SECONDS_EACH  # the kernel is stopped then, which looks like its death
-        log.error("%s: %s", path.name, f"took more than {SECONDS_EACH} s" if late else error)
+        late = time.monotonic() - start >= SECONDS_STUCK  # the kernel is stopped then, which looks like its death
+        log.error("%s: %s", path.name, f"still running after {SECONDS_STUCK} s" if late else error)
         return False
-    log.info("%s: %.0f s", path.name, time.monotonic() - start)
+    took = time.monotonic() - start
+    log.log(level(took, SECONDS_EACH), "%s: %.0f s (aim: under %d)", path.name, took, SECONDS_EACH)
     return True
 
 
+def level(took: float, aim: float) -> int:
+    """A warning for what takes longer than it should."""
+    return logging.WARNING if took > aim else logging.INFO
+
+
 def run_all() -> int:
-    """Run all notebooks in order in a temporary copy; returns how many failed (a slow whole is one more)."""
+    """Run all notebooks in order in a temporary copy; returns how many failed."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         copy = pathlib.Path(folder, FOLDER.name)
         shutil.copytree(FOLDER, copy, ignore=shutil.ignore_patterns("runs", ".ipynb_checkpoints"))
         failed = sum(not run_one(path) for path in sorted(copy.glob("*.ipynb")))
     took = time.monotonic() - start
-    if took > SECONDS_ALL:
-        log.error("all notebooks together: %.0f s, more than %d s", took, SECONDS_ALL)
-        failed += 1
+    log.log(level(took, SECONDS_ALL), "all notebooks: %.0f s (aim: under %d)", took, SECONDS_ALL)
     return failed
 
 

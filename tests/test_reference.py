@@ -82,7 +82,7 @@ def test_logits_and_cross_entropy_with_the_point_gate(
 def test_penalties_of_both_kinds(edit: JoLA) -> None:
     units = edit.shape.layers * edit.shape.heads
     for short, name in KINDS.items():
-        found = float(edit.penalty("reference")[name]) * units  # type: ignore[index]
+        found = edit.penalty("reference")[name].item() * units  # type: ignore[index]
         assert found == pytest.approx(NUMBERS[f"penalty.{short}_sum_over_layers_of_head_mean"], rel=1e-5)
 
 
