@@ -30,7 +30,7 @@ class TrainConfig:
     """Batches of rows of similar length (still in seeded random order) rather than fully random ones."""
 
     lr: float = 2e-2
-    """Peak learning rate of the vectors. The paper says 5e-4, its code 5e-3; see the README for what trials say."""
+    """Peak learning rate of the vectors. The paper says 5e-4, its code 5e-3; this is a starting point."""
     gate_lr: float = 0.4
     """Peak learning rate of log α. Σ of it over the steps bounds how far a gate can travel."""
     lr_schedule: LearningRateScheduleName = "cosine"
@@ -48,8 +48,8 @@ class TrainConfig:
 
     penalty: float = 0.4
     """Weight of the sparsity penalty. Under ``penalty_form="mean"`` the penalty is the mean P(open) over all gates, so
-    one value means the same for any model size. On SmolLM2-135M (540 gates, 150 steps) 0.02 left 375 gates with
-    P(open) > 1/2 and 0.3 left 132 on E2E NLG; 0.3 left 233 and 1.0 left 116 on ``restaurants``. Under "reference" it is
+    one value means the same for any model size. On SmolLM2-135M (540 gates) 0.02 left 375 gates with P(open) > 1/2
+    and 0.3 left 132 on E2E NLG (150 steps), 1.0 left 121 in the demo (100 steps). Under "reference" it is
     the scale of λ (see ``PenaltySchedule``)."""
     penalty_form: PenaltyForm = "mean"
     """``mean``: CE + λ·(w_a·Σ P_a + w_m·Σ P_m)/gates. ``reference``: CE + λ·penalty_a + (1 − λ)·penalty_m, skipped when

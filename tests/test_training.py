@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -322,6 +323,35 @@ def test_loggers_and_callbacks_see_every_step_and_may_stop(
     assert {"ce", "penalty", "lambda_additive", "lambda_multiplicative", "lr", "gate_lr"} <= log.seen[0][1].keys()
     assert run.config["progress"]["stopped"] == "callback"
     assert run.gates.scalars["ce"][1:].tolist() == [values["ce"] for _, values in log.seen if "ce" in values]
+
+
+def test_wandb_and_tensorboard_take_the_scalars_and_are_imported_only_when_asked_for(
+    make_model: MakeModel, toy_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, list[tuple[Any, ...]]] = {"wandb": [], "tensorboard": []}
+
+    class WandbRun:
+        def log(self, values: dict[str, float], step: int) -> None:
+            seen["wandb"].append((step, values.get("ce")))
+
+    class SummaryWriter:
+        def __init__(self, folder: str):
+            self.folder = folder
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            if name == "ce":
+                seen["tensorboard"].append((step, value))
+
+        def flush(self) -> None:
+            pass
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **_: WandbRun()))
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=SummaryWriter))
+    loggers = [ji.WandbLogger(project="x"), ji.TensorBoardLogger(str(tmp_path / "events"))]
+    run = fit(make_model(), toy_task, out=tmp_path / "run", loggers=loggers, **{**SMALL, "evaluate": False})
+    expected = [(row.step, row.ce) for row in run.metrics.itertuples() if row.ce == row.ce]
+    assert seen["tensorboard"] == expected
+    assert [entry for entry in seen["wandb"] if entry[1] is not None] == expected
 
 
 def test_live_map_draws_outside_a_notebook_too(make_model: MakeModel, toy_task: Task, tmp_path: Path) -> None:

@@ -90,10 +90,12 @@ def test_probabilities_run_from_zero_to_one(run: Run) -> None:
 def test_the_smallest_runs_are_drawn(tmp_path: Path, renderer: Any, size: tuple[int, int, int, int]) -> None:
     layers, heads, kv_heads, steps = size
     run = make_run(tmp_path, layers=layers, heads=heads, kv_heads=kv_heads, steps=steps)
-    plots.gate_trajectories(run, top=0, renderer=renderer)
+    figures = [plots.gate_trajectories(run, top=0, renderer=renderer)]
     run.gates.truncate(0)
-    plots.gate_trajectories(run, renderer=renderer)
-    plots.loss(run, renderer=renderer)
+    figures += [plots.gate_trajectories(run, renderer=renderer), plots.loss(run, renderer=renderer)]
+    suffix = "html" if renderer == "plotly" else "svg"
+    for place, figure in enumerate(figures):
+        assert plots.save(figure, tmp_path / f"{place}.{suffix}").stat().st_size > 1000
 
 
 def test_a_column_stacks_panels_that_a_page_sets_side_by_side(run: Run) -> None:
