@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from jola_interp.evaluation.evaluator import evaluate
     from jola_interp.evaluation.harness import evaluate_with_harness
     from jola_interp.evaluation.side_effects import side_effects
+    from jola_interp.evidence.audit import audit
+    from jola_interp.evidence.calibration import calibrate
+    from jola_interp.evidence.card import Card, evidence_card
+    from jola_interp.evidence.rivals import rivals
     from jola_interp.history import GateHistory
     from jola_interp.models import Model, load_model
     from jola_interp.report import report
@@ -47,6 +51,11 @@ _HOMES = {
     "evaluate": "evaluation.evaluator",
     "evaluate_with_harness": "evaluation.harness",
     "side_effects": "evaluation.side_effects",
+    "audit": "evidence.audit",
+    "calibrate": "evidence.calibration",
+    "Card": "evidence.card",
+    "evidence_card": "evidence.card",
+    "rivals": "evidence.rivals",
     "GateHistory": "history",
     "Model": "models",
     "load_model": "models",
@@ -65,10 +74,11 @@ _HOMES = {
 _MODULES = ("gates", "plots")
 
 __all__ = [
-    "PRESETS", "Callback", "Edit", "Example", "GateHistory", "HeadShape", "JoLA", "MinimalPair", "Model", "Run", "Task",
-    "TensorBoardLogger", "TrainConfig", "TrainingDivergedError", "WandbLogger", "__version__", "attach", "compare",
-    "evaluate", "evaluate_with_harness", "fit", "gates", "load_model", "load_task", "methods", "minimal_pairs", "plots",
-    "report", "set_verbosity", "side_effects", "task_names",
+    "PRESETS", "Callback", "Card", "Edit", "Example", "GateHistory", "HeadShape", "JoLA", "MinimalPair", "Model",
+    "Run", "Task", "TensorBoardLogger", "TrainConfig", "TrainingDivergedError", "WandbLogger", "__version__", "attach",
+    "audit", "calibrate", "compare", "evaluate", "evaluate_with_harness", "evidence_card", "fit", "gates",
+    "load_model", "load_task", "methods", "minimal_pairs", "plots", "report", "rivals", "set_verbosity",
+    "side_effects", "task_names",
 ]  # fmt: skip
 
 default_verbosity()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 import typer
 
 from jola_interp._version import __version__
-from jola_interp.config import TrainConfig
+from jola_interp.config import DEFAULT_PRESET, TrainConfig
 from jola_interp.edits.base import SITES, Site
 from jola_interp.evaluation.protocol import Options, ProtocolName
 from jola_interp.selection import DEFAULT_RULE
@@ -175,7 +175,7 @@ def fit_command(
     gates: Annotated[str, typer.Option(help="separate, shared or none.")] = "separate",
     operations: Annotated[str, typer.Option(help="both, add or multiply.")] = "both",
     sites: Annotated[str, typer.Option(help="heads, mlp or heads,mlp.")] = "heads",
-    preset: Annotated[str, typer.Option(help="paper or reference.")] = "paper",
+    preset: Annotated[str, typer.Option(help="selective, paper or reference.")] = DEFAULT_PRESET,
     config: Annotated[Path | None, typer.Option(help="YAML or JSON file of training fields.")] = None,
     backend: Backend = "lens",
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16: what the base model computes in.")] = "auto",
@@ -288,6 +288,79 @@ def side_effects_command(
     typer.echo(json.dumps(found.to_dict(), indent=2) if as_json else str(found))
 
 
+# -- evidence ------------------------------------------------------------------------------------------------------
+
+Steps = Annotated[int | None, typer.Option(help="Optimiser steps of each refit; default: as many as the Run took.")]
+
+
+@app.command("evidence")
+def evidence_command(
+    run: RunPath,
+    part: Annotated[list[str] | None, typer.Option(help="cheap (no training), all, or parts by name.")] = None,
+    data: DataFolder = None,
+    source: Source = "hub",
+    model: OptionalModel = None,
+    steps: Steps = None,
+    sets: Annotated[int, typer.Option(help="Random sets of the refit null.")] = 19,
+    pairs: Annotated[int, typer.Option(help="Other (seed, rows) pairs; 8 for a headline.")] = 4,
+    rows: Annotated[int, typer.Option(help="Rows of the exact leave-one-out.")] = 64,
+    k: Annotated[int | None, typer.Option("-k", help="Heads in a rival set.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Is there a "which", and is it these heads? Finished parts are kept; run it again to go on."""
+    from jola_interp.evidence.card import Options as Spending
+    from jola_interp.evidence.card import evidence_card
+    from jola_interp.runs import Run
+
+    found = Run.load(run)
+    task = _rows_to_score(found, None, data, source, None, None)
+    wanted = part or ["cheap"]
+    parts = wanted[0] if len(wanted) == 1 else wanted
+    options = Spending(sets=sets, pairs=pairs, rows=rows, k=k)
+    card = evidence_card(found, task, _model_for(found, model), parts, steps=steps, options=options)
+    typer.echo(json.dumps(card.to_dict(), indent=2) if as_json else repr(card))
+
+
+@app.command("audit")
+def audit_command(
+    run: RunPath,
+    data: DataFolder = None,
+    source: Source = "hub",
+    model: OptionalModel = None,
+    as_json: Json = False,
+) -> None:
+    """Which reported numbers are facts: each is measured again under the exact symmetries of model and edit."""
+    from jola_interp.evidence.audit import audit
+    from jola_interp.runs import Run
+
+    found = Run.load(run)
+    task = _rows_to_score(found, None, data, source, None, None)
+    result = audit(found, task, _model_for(found, model))
+    typer.echo(json.dumps(result.to_dict(), indent=2) if as_json else repr(result))
+
+
+@app.command("rivals")
+def rivals_command(
+    run: RunPath,
+    data: DataFolder = None,
+    source: Source = "hub",
+    model: OptionalModel = None,
+    steps: Steps = None,
+    k: Annotated[int | None, typer.Option("-k", help="Heads in a set.")] = None,
+    margin: Annotated[float, typer.Option(help="Share of the first set's gain that a rival has to reach.")] = 0.9,
+    most: Annotated[int, typer.Option(help="Stop after so many sets.")] = 4,
+    as_json: Json = False,
+) -> None:
+    """Forbid the heads that were found, train again, until the gain is lost: how many disjoint sets do the task?"""
+    from jola_interp.evidence.rivals import rivals
+    from jola_interp.runs import Run
+
+    found = Run.load(run)
+    task = _rows_to_score(found, None, data, source, None, None)
+    result = rivals(found, task, _model_for(found, model), k=k, margin=margin, most=most, steps=steps)
+    typer.echo(json.dumps(result.to_dict(), indent=2) if as_json else result.sentence())
+
+
 @app.command()
 def generate(
     run: RunPath,
@@ -315,7 +388,7 @@ def show(
 
     found = Run.load(run)
     place = _site(found, site)
-    chosen = found.selected(rule, place) if found.edit.gates != "none" else None
+    chosen = found.selection(rule, place) if found.edit.gates != "none" else None
     if as_json:
         heads = chosen.to_frame().to_dict("records") if chosen is not None else []
         counts = chosen.counts() if chosen is not None else {}
@@ -568,7 +641,7 @@ def _gates_in_words(run: Run, rule: str) -> list[str]:
     lines = []
     for site in SITES:
         if site in run.edit.sites:
-            counts = run.selected(rule, site).counts()
+            counts = run.selection(rule, site).counts()
             noun = "heads" if site == "heads" else "MLPs"
             lines.append(f"{noun} open ({rule}): " + ", ".join(f"{count} {name}" for name, count in counts.items()))
     return lines

@@ -1,4 +1,4 @@
-"""How to train: one frozen dataclass, and the two presets the package ships."""
+"""How to train: one frozen dataclass, and the presets the package ships."""
 
 from __future__ import annotations
 
@@ -37,6 +37,14 @@ class TrainConfig:
     """Peak learning rate of log α. Σ of it over the steps bounds how far a gate can travel."""
     lr_schedule: LearningRateScheduleName = "cosine"
     """Shape of both learning rates after warm-up."""
+    lr_ratio: float = 1.0
+    """Learning rate of a over that of m, their geometric mean being ``lr``: lr·√ratio and lr/√ratio."""
+    gate_lr_schedule: LearningRateScheduleName | None = None
+    """Shape of the gates' learning rate over the steps in which they train; None is that of ``lr_schedule``."""
+    gate_share: float = 1.0
+    """Share of the steps in which gates train, from the first. Afterwards each stands at its inference gate and the
+    vectors train alone, so that what is kept was trained as it is used; only epochs that end in this phase can be kept
+    or stop the training."""
     warmup: float = 0.1
     """Warm-up: a share of all steps if below 1, else a number of steps."""
     adam_betas: tuple[float, float] = (0.9, 0.999)
@@ -58,6 +66,8 @@ class TrainConfig:
     λ = 0, as the released code has it."""
     penalty_schedule: PenaltyScheduleName = "constant"
     """How λ moves over the steps."""
+    penalty_warmup: float = 0.0
+    """λ rises from 0 over these first steps: a share of all if below 1, else a number."""
     additive_weight: float = 1.0
     """w_a, the weight of additive (and shared) gates in the ``mean`` form."""
     multiplicative_weight: float = 1.0
@@ -121,12 +131,14 @@ class TrainConfig:
         self._require("seed", holds, "an integer from 0 to 2^63 − 1")
 
     def _check_numbers(self) -> None:
-        for name in ("lr", "gate_lr", "adam_epsilon"):
+        for name in ("lr", "gate_lr", "lr_ratio", "adam_epsilon"):
             value = getattr(self, name)
             self._require(name, _is_number(value) and value > 0, "a positive number")
-        for name in ("penalty", "weight_decay", "additive_weight", "multiplicative_weight", "warmup"):
+        for name in ("penalty", "weight_decay", "additive_weight", "multiplicative_weight", "warmup", "penalty_warmup"):
             value = getattr(self, name)
             self._require(name, _is_number(value) and value >= 0, "a number ≥ 0")
+        share = self.gate_share
+        self._require("gate_share", _is_number(share) and 0 < share <= 1, "a number above 0, at most 1")
         self._require("clip", self.clip is None or _is_number(self.clip) and self.clip > 0, "a positive number or None")
 
     def _check_betas(self) -> None:
@@ -151,6 +163,9 @@ class TrainConfig:
         }
         for name, allowed in choices.items():
             self._require(name, getattr(self, name) in allowed, f"one of {', '.join(allowed)}")
+        shapes = get_args(LearningRateScheduleName)
+        known = self.gate_lr_schedule is None or self.gate_lr_schedule in shapes
+        self._require("gate_lr_schedule", known, f"one of {', '.join(shapes)}, or None")
 
     def _require(self, name: str, holds: bool, allowed: str) -> None:
         if not holds:
@@ -161,8 +176,21 @@ class TrainConfig:
         return {**asdict(self), "adam_betas": list(self.adam_betas)}
 
     def warmup_steps(self, n_steps: int) -> int:
-        """Warm-up in steps."""
-        return round(self.warmup * n_steps) if self.warmup < 1 else int(self.warmup)
+        """Warm-up of the learning rates in steps."""
+        return _steps_of(self.warmup, n_steps)
+
+    def penalty_warmup_steps(self, n_steps: int) -> int:
+        """Warm-up of λ in steps."""
+        return _steps_of(self.penalty_warmup, n_steps)
+
+    def gate_steps(self, n_steps: int) -> int:
+        """How many steps, from the first, gates train in; at least one."""
+        return max(1, round(self.gate_share * n_steps))
+
+
+def _steps_of(share: float, n_steps: int) -> int:
+    """A share of all steps if below 1, else a number of them."""
+    return round(share * n_steps) if share < 1 else int(share)
 
 
 def _is_count(value: object) -> bool:
@@ -187,6 +215,19 @@ class Preset:
 
 
 PRESETS: dict[str, Preset] = {
+    "selective": Preset(
+        {"inference": "hard", "init_log_alpha": 2.0},
+        TrainConfig(
+            epochs=6,
+            gate_lr=1.0,
+            gate_lr_schedule="constant",
+            gate_share=0.65,
+            penalty_warmup=0.2,
+        ),
+        "JoLA §3 with gates that decide: they move far and fast (gate learning rate 1, not annealed), pay after the "
+        "vectors have grown (λ rises over a fifth of the steps), and are then fixed, open or shut, while the vectors "
+        "train on.",
+    ),
     "paper": Preset(
         {"inference": "expected", "init_log_alpha": 2.0},
         TrainConfig(),
@@ -211,6 +252,10 @@ PRESETS: dict[str, Preset] = {
         "The released code, commit e2b73ce: weight λ on additive and 1 − λ on multiplicative gates, the point gate.",
     ),
 }
+
+
+DEFAULT_PRESET = "selective"
+"""What ``fit`` and the demo use: of the three the one whose gates decide."""
 
 
 def preset(name: str) -> Preset:

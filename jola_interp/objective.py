@@ -1,14 +1,15 @@
-"""What training minimises: cross-entropy on the answers plus λ times the gates' penalty."""
+"""What training minimises: cross-entropy on the answers (or KL from a teacher) plus λ times the gates' penalty."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jola_interp.batching import Batch, answer_losses
+from jola_interp.batching import IGNORED, Batch, Encoded, answer_losses, batches_of, collate, pad_id
 from jola_interp.edits.base import Edit, Kind, PenaltyForm
 from jola_interp.models import Model
 from jola_interp.schedules import PenaltySchedule
@@ -18,6 +19,51 @@ def cross_entropy(model: Model, batch: Batch) -> Float[Tensor, ""]:
     """Σ −log p over the answer tokens of a batch (a sum, so that micro-batches add up exactly)."""
     logits = model.logits(batch.input_ids, batch.attention_mask, batch.keep, batch.prompt_mask)
     return answer_losses(logits, batch.labels).sum()
+
+
+class AnswerTargets:
+    """Σ −log p(answer token): what training aims at unless there is a teacher."""
+
+    def loss(self, model: Model, batch: Batch, validation: bool = False) -> Float[Tensor, ""]:  # noqa: ARG002
+        """The batch's sum over its answer tokens. ``validation`` says which split its rows are of."""
+        return cross_entropy(model, batch)
+
+
+class TeacherTargets(AnswerTargets):
+    """Σ KL(teacher ‖ model) over the answer tokens: 0 exactly where the model says what the teacher says.
+
+    Made while the teacher's edit is live on the model, which it reads once over all rows. Its log-probabilities are
+    kept in the model's dtype: answer tokens × vocabulary numbers.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: Model, train: Sequence[Encoded], validation: Sequence[Encoded], batch_size: int = 16):
+        self._train = self._read(model, train, batch_size)
+        self._validation = self._read(model, validation, batch_size)
+
+    def loss(self, model: Model, batch: Batch, validation: bool = False) -> Float[Tensor, ""]:
+        logits = model.logits(batch.input_ids, batch.attention_mask, batch.keep, batch.prompt_mask)
+        log_q = _answer_logits(logits, batch).float().log_softmax(-1)  # [token, vocab]
+        known = self._validation if validation else self._train
+        log_p = torch.cat([known[row] for row in batch.rows]).to(log_q)
+        return (log_p.exp() * (log_p - log_q)).sum()
+
+    def _read(self, model: Model, rows: Sequence[Encoded], batch_size: int) -> dict[int, Tensor]:
+        """Row to the teacher's log p [token, vocab]."""
+        pad = pad_id(model.tokenizer) if model.tokenizer is not None else 0
+        found: dict[int, Tensor] = {}
+        for chosen in batches_of([len(row.ids) for row in rows], batch_size):
+            batch = collate([rows[i] for i in chosen], pad, model.device)
+            logits = model.logits(batch.input_ids, batch.attention_mask, batch.keep, batch.prompt_mask)
+            log_p = _answer_logits(logits, batch).float().log_softmax(-1).to(model.dtype)
+            found |= dict(zip(batch.rows, log_p.split([rows[i].n_answer for i in chosen]), strict=True))
+        return found
+
+
+def _answer_logits(logits: Float[Tensor, "batch kept vocab"], batch: Batch) -> Float[Tensor, "token vocab"]:
+    """Logits that predict an answer token, row after row."""
+    predictions = logits[:, -batch.labels.shape[1] - 1 : -1]
+    return predictions[batch.labels != IGNORED]
 
 
 class Objective:

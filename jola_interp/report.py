@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from jola_interp import _files, plots
 from jola_interp.analysis import GateSummary, gate_summary
 from jola_interp.analysis.recipe import changed_edit, changed_training, command, python_lines
-from jola_interp.analysis.summary import UNDECIDED, kept_label, percent, title_of
+from jola_interp.analysis.summary import kept_label, percent, title_of
+from jola_interp.convergence import UNDECIDED
 from jola_interp.edits.base import Site
 from jola_interp.selection import DEFAULT_RULE
 
@@ -248,7 +249,7 @@ def _warning(summary: GateSummary) -> str:
         return ""
     return (
         f'<p class="warning"><strong>Only {percent(summary.decided_share)} of the gates have decided.</strong> '
-        f"{summary.gates - summary.decided} of {summary.gates} are neither open nor shut (the dots). An undecided gate "
+        f"{summary.gates - summary.decided} of {summary.gates} are neither open nor shut (hatched). An undecided gate "
         "is not a selected head: read the map as a state of training, not as a result. More steps or a higher "
         "<code>gate_lr</code> let gates decide.</p>"
     )

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jola_interp import _files, checkpoint, selection, sketch
+from jola_interp import _files, checkpoint, convergence, selection, sketch
 from jola_interp.backends import BACKENDS, Attachment, BackendName, attach, hook_name, require_unedited
 from jola_interp.config import TrainConfig
 from jola_interp.edits.base import Context, Edit, HeadShape, Site
@@ -28,14 +28,17 @@ from jola_interp.models import Model, load_model
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMAT = 2
+FORMAT = 3
 """Version of the directory's layout; a newer one is refused, an older one brought up to date when it is read."""
 CONFIG_KEYS = {
     "format", "jola_interp", "identity", "status", "preset", "backend", "model", "task", "edit", "train", "progress",
 }  # fmt: skip
 SECTIONS = ("model", "task", "edit", "train", "progress")
 STATUSES = ("finished", "interrupted", "diverged")
-SHARED_FILES = ("config.json", "edit.safetensors", "gates.safetensors", "metrics.jsonl", "scores.json")
+EVIDENCE = "evidence.json"
+SHARED_FILES = (
+    "config.json", "edit.safetensors", "gates.safetensors", "metrics.jsonl", "scores.json", convergence.FILE, EVIDENCE,
+)  # fmt: skip
 """What goes to the Hub; predictions hold text from the data and go only if asked for."""
 OWN_FILES = (*SHARED_FILES, "predictions.jsonl", "timing.json", "report.html")
 """What a Run may hold beside its checkpoint and its transfer scores."""
@@ -43,6 +46,19 @@ TRANSFER = "transfer"
 """Scores on other tasks, a directory each."""
 PARTIAL = "partial-*.jsonl"
 """What an evaluation that was cut short has left."""
+
+
+ADDED: dict[str, dict[str, Any]] = {
+    "train": {
+        "answers": "bare",
+        "lr_ratio": 1.0,
+        "gate_lr_schedule": None,
+        "gate_share": 1.0,
+        "penalty_warmup": 0.0,
+    },
+    "task": {"teacher": None},
+}
+"""Fields that older formats lack, and what was done before they were there."""
 
 
 class RunError(ValueError):
@@ -204,10 +220,29 @@ class Run:
     def selected(self, rule: str = selection.DEFAULT_RULE, site: Site = "heads") -> selection.Selection:
         """The heads that ``rule`` selects in the kept edit, best first (see :mod:`jola_interp.selection`).
 
+        Warns (``NotConvergedWarning``) where the gates have not decided: another learning rate would select others.
+
         Raises:
             ValueError: a rule outside the grammar, or an edit without gates at ``site``.
         """
+        stamp = self.convergence
+        if stamp is not None and not stamp.converged:
+            warnings.warn(f"{self.path}: {stamp.sentence()}", convergence.NotConvergedWarning, stacklevel=2)
+        return self.selection(rule, site)
+
+    def selection(self, rule: str = selection.DEFAULT_RULE, site: Site = "heads") -> selection.Selection:
+        """:meth:`selected` without its warning, for what shows the stamp itself."""
         return selection.select(self.log_alphas(site), rule, site)
+
+    @property
+    def convergence(self) -> convergence.Convergence | None:
+        """Whether the gates have decided (``convergence.json``); None for edits without gates, Runs that were cut short
+        and those of older versions."""
+        stored = self._json(convergence.FILE)
+        if not stored:
+            return None
+        file = self.path / convergence.FILE
+        return cast(convergence.Convergence, _read(file, lambda: convergence.Convergence.from_dict(stored), "a stamp"))
 
     def log_alphas(self, site: Site = "heads") -> dict[str, np.ndarray]:
         """Kind of gate to log α [layer, head] of the kept edit; NaN where a head is not editable."""
@@ -281,6 +316,10 @@ class Run:
         Use them on a bridge in its default mode: in compatibility mode a named hook is called once per alias.
         """
         context = Context()
+        if not self.edit.everywhere:
+            raise ValueError(
+                f"fwd_hooks: the edit's scope is {self.edit.scope!r}, which needs the masks of a pass: use attach()"
+            )
         with torch.no_grad():
             context.prepared = self.edit.prepare(context, dtype or getattr(torch, self.config["model"]["dtype"]))
 
@@ -329,7 +368,7 @@ class Run:
         """One line: model, task, heads by status, scores."""
         parts = [f"{self.config['model']['name']} on {self.config['task']['name']}", self.status]
         if self._has_head_gates():
-            counts = self.selected().counts()
+            counts = self.selection().counts()
             parts.append(", ".join(f"{count} {name}" for name, count in counts.items()))
         if scores := self.scores:
             name = scores["metric"]
@@ -383,8 +422,8 @@ def read_config(file: Path) -> dict[str, Any]:
         raise RunError(file, "format", config.get("format") if isinstance(config, dict) else type(config), FORMAT)
     if not 1 <= config["format"] <= FORMAT:
         raise RunError(file, "format", config["format"], f"1 to {FORMAT}; a newer jola_interp wrote this Run")
-    if config["format"] == 1 and isinstance(config.get("train"), dict):
-        config["train"].setdefault("answers", "bare")  # all that there was
+    if config["format"] < FORMAT:
+        _bring_up_to_date(config)
     if config.keys() != CONFIG_KEYS:
         raise RunError(file, "keys", sorted(config.keys() ^ CONFIG_KEYS), "no missing and no unknown keys")
     for section in SECTIONS:
@@ -398,6 +437,13 @@ def read_config(file: Path) -> dict[str, Any]:
         if found not in allowed:
             raise RunError(file, field, found, f"one of {', '.join(allowed)}")
     return config
+
+
+def _bring_up_to_date(config: dict[str, Any]) -> None:
+    """Fill in the fields that came later, with what the older version did."""
+    for section, added in ADDED.items():
+        if isinstance(config.get(section), dict):
+            config[section] = {**added, **config[section]}
 
 
 def write_run(folder: Path, config: Mapping[str, Any], edit: Edit, gates: GateHistory) -> None:

@@ -29,29 +29,37 @@ class PenaltySchedule:
                      than the one before it
         exponential  λ_k = penalty · exp(−k/100)
 
+    Over the first ``warmup_steps`` losses λ_k is multiplied by k/warmup_steps, so that vectors can grow before gates
+    are asked to pay.
+
     With ``REFERENCE_PENALTY`` these are the released code's schedules (JoLA Table 8), number for number.
 
     Args:
         name: which schedule.
         penalty: its scale, ≥ 0.
         n_steps: training steps in all (``linear`` only).
+        warmup_steps: see above; 0 is none.
 
     Raises:
         ValueError: an unknown name, a negative penalty, or no steps.
     """
 
-    def __init__(self, name: PenaltyScheduleName, penalty: float, n_steps: int):
+    def __init__(self, name: PenaltyScheduleName, penalty: float, n_steps: int, warmup_steps: int = 0):
         if name not in get_args(PenaltyScheduleName):
             raise ValueError(f"penalty_schedule must be one of {get_args(PenaltyScheduleName)}, got {name!r}")
         if penalty < 0 or n_steps < 1:
             raise ValueError(f"penalty must be ≥ 0 and n_steps ≥ 1, got {penalty} and {n_steps}")
-        self.name, self.penalty, self.n_steps = name, penalty, n_steps
+        self.name, self.penalty, self.n_steps, self.warmup_steps = name, penalty, n_steps, warmup_steps
         self.calls = 0
         self.last_loss = _FIRST_PREVIOUS_LOSS
         self.performance_weight = penalty
 
     def value(self) -> float:
         """λ for the loss that is computed next."""
+        return self._full() * min(1.0, self.calls / self.warmup_steps) if self.warmup_steps else self._full()
+
+    def _full(self) -> float:
+        """λ without its warm-up."""
         if self.name == "constant":
             return self.penalty
         if self.name == "linear":

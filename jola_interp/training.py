@@ -17,20 +17,21 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
-from jola_interp import _files, checkpoint
+from jola_interp import _files, checkpoint, convergence
 from jola_interp._log import logger
 from jola_interp._version import __version__
+from jola_interp.activations import unit_rms
 from jola_interp.backends import BACKENDS, BackendName, attach, require_unedited
 from jola_interp.batching import Encoded, batches_of, collate, encode_examples, pad_id
 from jola_interp.callbacks import Callback, LiveMap, Logger, TrainingState
 from jola_interp.checkpoint import Progress, Snapshot
-from jola_interp.config import TrainConfig, preset, resolve
+from jola_interp.config import DEFAULT_PRESET, TrainConfig, preset, resolve
 from jola_interp.edits.base import Edit, Site
 from jola_interp.edits.jola import JoLA
 from jola_interp.evaluation.evaluator import evaluate
 from jola_interp.history import GateHistory
 from jola_interp.models import Model, load_model
-from jola_interp.objective import Objective, cross_entropy
+from jola_interp.objective import AnswerTargets, Objective, TeacherTargets
 from jola_interp.runs import (
     FORMAT,
     Run,
@@ -80,12 +81,13 @@ def fit(
     edit: str | Edit = "jola",
     config: TrainConfig | None = None,
     *,
-    preset: str = "paper",
+    preset: str = DEFAULT_PRESET,
     backend: BackendName = "lens",
     out: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
     live: bool = False,
+    teacher: Edit | None = None,
     loggers: Iterable[Logger] = (),
     callbacks: Iterable[Callback] = (),
     **overrides: Any,
@@ -100,12 +102,14 @@ def fit(
         task: a name, a folder of JSONL files, or a :class:`Task`.
         edit: a name out of :func:`methods`, or an edit; it is copied, and given starting values unless it has some.
         config: training fields; None takes the preset's.
-        preset: ``paper`` or ``reference``.
+        preset: ``selective`` (gates that decide), ``paper`` or ``reference``.
         backend: ``lens`` (TransformerLens) or ``hooks`` (plain PyTorch hooks, SDPA attention).
         out: the Run's directory; None is ``runs/<task>/<edit>-s<seed>-<hash of all settings>``.
         resume: go on from the checkpoint in ``out``; a finished Run there is simply returned.
         overwrite: replace a Run in ``out``.
         live: in Jupyter, show a heads map that updates while training.
+        teacher: train on what this edit of the same model makes it say, not on the answers' own tokens: the loss is
+            KL(teacher ‖ edited) at the answer positions. Its logits of all rows are kept: answer tokens × vocabulary.
         loggers: anything with ``log(step, dict)``.
         callbacks: see :class:`Callback`.
         **overrides: single fields of the configuration, such as ``epochs=5``.
@@ -123,7 +127,7 @@ def fit(
         raise ValueError("resume and overwrite contradict each other: pass one of them")
     data = task if isinstance(task, Task) else load_task(task)
     base = load_model(model)
-    plan = _Plan(base, data, trained(base), settings, preset, backend)
+    plan = _Plan(base, data, trained(base), settings, preset, backend, teacher)
     folder = Path(out) if out is not None else plan.default_folder(edit if isinstance(edit, str) else edit.type_name)
     run = _existing(folder, plan, resume, overwrite)
     if run is None:
@@ -161,6 +165,7 @@ class _Plan:
         settings: TrainConfig,
         preset_name: str,
         backend: BackendName,
+        teacher: Edit | None = None,
     ):
         if model.tokenizer is None:
             raise ValueError("the model has no tokenizer: load_model(model, tokenizer=...)")
@@ -170,7 +175,7 @@ class _Plan:
             if not getattr(task, split):
                 raise ValueError(f"task {task.name!r}: the {split} split is empty")
         self.model, self.task, self.edit, self.settings = model, task, edit, settings
-        self.preset, self.backend = preset_name, backend
+        self.preset, self.backend, self.teacher = preset_name, backend, teacher
         BACKENDS[backend].ready(model)
         require_unedited(model, "fit")
         self.train = self._encode(task.train)
@@ -181,6 +186,9 @@ class _Plan:
         self.cut = {split: sum(row.cut for row in rows) for split, rows in encoded.items()}
         self.steps_per_epoch = math.ceil(math.ceil(len(self.train) / settings.batch_size) / settings.accumulation)
         self.n_steps = min(settings.max_steps or math.inf, settings.epochs * self.steps_per_epoch).__int__()
+        self.gate_steps = settings.gate_steps(self.n_steps)
+        if isinstance(edit, JoLA) and not edit.units_known:
+            edit.set_units(unit_rms(model, self.train, list(edit.sites), backend))  # type: ignore[arg-type]
         self.starting_tensors = edit_digest(edit) if edit.initialised else "drawn"
 
     def _encode(self, rows: Sequence[Example]) -> list[Encoded]:
@@ -213,6 +221,7 @@ class _Plan:
                 "source": task.source,
                 "seed": task.seed,
                 "cut": self.cut,
+                "teacher": None if self.teacher is None else edit_digest(self.teacher),
             },
             "edit": edit_settings(self.edit),
             "train": self.settings.to_dict(),
@@ -289,6 +298,7 @@ class _Trainer:
             clear_run(self.folder)
         started = time.perf_counter()
         status = "finished"
+        self.targets = self._targets()
         with self._attach() as attached, self._bar() as bar:
             self.attached, self.bar = attached, bar
             try:
@@ -343,12 +353,17 @@ class _Trainer:
         """One optimiser step: one draw of the gates, shared by the micro-batches of ``group``."""
         rates = self._set_learning_rates()
         self.optimizer.zero_grad(set_to_none=True)
-        self.attached.draw(self.gates_rng)
+        if self._gates_fixed:
+            self.attached.clear()
+        else:
+            self.attached.draw(self.gates_rng)
         ce = self._backward(group)
         penalty_term = self.objective.penalty(self.edit)
         weights = self.objective.weights()
         if penalty_term.requires_grad:
             penalty_term.backward()
+        if self._gates_fixed:
+            self._hold_gates()
         penalty = penalty_term.item()
         norm = self._clip(group)
         self.optimizer.step()
@@ -359,6 +374,16 @@ class _Trainer:
         scalars |= {f"lambda_{kind}": weights[kind] for _, kind in self.history.keys}
         self._after_step(scalars)
 
+    @property
+    def _gates_fixed(self) -> bool:
+        """Whether gates no longer train: each stands at its inference gate."""
+        return self.progress.step >= self.plan.gate_steps
+
+    def _hold_gates(self) -> None:
+        """Without a gradient AdamW leaves a parameter, and its moments, alone."""
+        for parameter in self.edit.parameter_groups().get("gates", []):
+            parameter.grad = None
+
     def _backward(self, group: list[list[Encoded]]) -> float:
         """Mean cross-entropy over the answer tokens of all micro-batches, with its gradient accumulated."""
         pad = pad_id(self._tokenizer)
@@ -366,7 +391,7 @@ class _Trainer:
         mean = 0.0
         for rows in group:
             batch = collate(rows, pad, self.model.device)
-            loss = cross_entropy(self.model, batch) / total
+            loss = self.targets.loss(self.model, batch) / total
             self._require_finite("loss", loss.item(), group)
             loss.backward()
             mean += loss.item()
@@ -405,7 +430,7 @@ class _Trainer:
         total = sum(int(mask.sum()) for mask in self.edit.masks().values())
         kinds = len({kind for _, kind in self.history.keys})
         with torch.no_grad():
-            return {kind: share * total * kinds for kind, share in self.edit.penalty("mean").items()}
+            return {kind: share * total * kinds for kind, share in self.edit.penalty("mean").items() if kinds}
 
     # -- validation ------------------------------------------------------------------------------------------------
 
@@ -416,6 +441,10 @@ class _Trainer:
         values = self._validation_losses()
         value = values[f"validation_{self.settings.stop_on}"]
         progress = self.progress
+        self._log({"step": progress.step, "epoch": progress.epoch, **values})
+        self.view.scalars = values
+        if self.settings.gate_share < 1 and not self._gates_fixed:
+            return  # its gates are still on their way
         progress.epochs_without_better += 1
         if progress.best_value is None or value < progress.best_value:
             progress.best_value, progress.best_epoch, progress.epochs_without_better = (
@@ -424,8 +453,6 @@ class _Trainer:
                 0,
             )
             self.best = checkpoint.edit_tensors(self.edit)
-        self._log({"step": progress.step, "epoch": progress.epoch, **values})
-        self.view.scalars = values
 
     def _validation_losses(self) -> dict[str, float]:
         """``validation_ce`` per answer token; with ``stop_on="loss"`` also the mean loss of the validation batches."""
@@ -433,7 +460,7 @@ class _Trainer:
         total, weighted = 0.0, 0.0
         for chosen in batches_of([len(row.ids) for row in rows], self.settings.evaluation_batch_size):
             batch = collate([rows[i] for i in chosen], pad, self.model.device)
-            ce = float(cross_entropy(self.model, batch))
+            ce = float(self.targets.loss(self.model, batch, validation=True))
             if not math.isfinite(ce):
                 raise TrainingDivergedError("validation loss", self.progress.step, batch.rows)
             total += ce
@@ -513,6 +540,8 @@ class _Trainer:
         done |= {"best_value": progress.best_value, "stopped": progress.stopped}
         config = {**self.plan.description(), "identity": self.plan.identity, "status": status, "progress": done}
         self.edit.requires_grad_(False).to("cpu")
+        if status == "finished" and self.edit.log_alphas():
+            self._measure_convergence()
         _files.write_jsonl(self.folder / "metrics.jsonl", self.rows)
         _files.write_json(self.folder / "timing.json", self._timing(seconds))
         write_run(self.folder, config, self.edit, self.history)
@@ -547,7 +576,9 @@ class _Trainer:
 
     def _optimizer(self) -> torch.optim.AdamW:
         settings = self.settings
-        rates = {"vectors": settings.lr, "gates": settings.gate_lr}
+        spread = math.sqrt(settings.lr_ratio)
+        rates = {"vectors": settings.lr, "additive": settings.lr * spread, "multiplicative": settings.lr / spread}
+        rates["gates"] = settings.gate_lr
         groups = [
             {"params": parameters, "lr": rates[name], "peak": rates[name], "group": name}
             for name, parameters in self.edit.parameter_groups().items()
@@ -558,16 +589,36 @@ class _Trainer:
 
     def _objective(self) -> Objective:
         settings = self.settings
-        schedule = PenaltySchedule(settings.penalty_schedule, settings.penalty, self.plan.n_steps)
+        warmup = settings.penalty_warmup_steps(self.plan.n_steps)
+        schedule = PenaltySchedule(settings.penalty_schedule, settings.penalty, self.plan.n_steps, warmup)
         return Objective(settings.penalty_form, schedule, (settings.additive_weight, settings.multiplicative_weight))
 
     def _set_learning_rates(self) -> dict[str, float]:
         settings, n_steps = self.settings, self.plan.n_steps
-        factor = learning_rate_factor(settings.lr_schedule, self.progress.step, n_steps, settings.warmup_steps(n_steps))
+        step, warmup = self.progress.step, settings.warmup_steps(n_steps)
+        shape = settings.gate_lr_schedule or settings.lr_schedule
+        vectors = learning_rate_factor(settings.lr_schedule, step, n_steps, warmup)
+        gates = learning_rate_factor(shape, step, self.plan.gate_steps, warmup) * (not self._gates_fixed)
         for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * factor
-        names = {"vectors": "lr", "gates": "gate_lr"}
-        return {names[group["group"]]: group["lr"] for group in self.optimizer.param_groups}
+            group["lr"] = group["peak"] * (gates if group["group"] == "gates" else vectors)
+        gated = any(group["group"] == "gates" for group in self.optimizer.param_groups)
+        return {"lr": settings.lr * vectors} | ({"gate_lr": settings.gate_lr * gates} if gated else {})
+
+    def _targets(self) -> AnswerTargets:
+        if self.plan.teacher is None:
+            return AnswerTargets()
+        with attach(self.plan.teacher, self.model, self.plan.backend):
+            return TeacherTargets(self.model, self.plan.train, self.plan.validation)
+
+    def _measure_convergence(self) -> None:
+        """``convergence.json``: whether the gates of the edit that was kept have decided."""
+        weights = self.objective.weights()
+        rates = [row["gate_lr"] for row in self.rows if "gate_lr" in row]
+        found = convergence.measure(
+            self.edit, self.model, self.plan.validation, weights=weights, sum_gate_lr=sum(rates),
+            seed=self.settings.seed, backend=self.plan.backend, form=self.settings.penalty_form, targets=self.targets,
+        )  # fmt: skip
+        _files.write_json(self.folder / convergence.FILE, found.to_dict())
 
     def _masks(self) -> dict[Site, np.ndarray]:
         return {site: mask.cpu().numpy() for site, mask in self.edit.masks().items()}

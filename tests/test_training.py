@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import jola_interp as ji
-from jola_interp import checkpoint, training
+from jola_interp import checkpoint, objective, training
 from jola_interp.backends import BackendName
 from jola_interp.callbacks import Callback, LiveMap, TrainingState
 from jola_interp.edits.base import Edit, HeadShape
@@ -58,6 +58,7 @@ def test_same_seed_gives_the_same_bytes_and_another_seed_others(
     first, second, third = (files_of(tmp_path / name) for name in "abc")
     assert first.keys() == {
         "config.json", "edit.safetensors", "gates.safetensors", "metrics.jsonl", "scores.json", "predictions.jsonl",
+        "convergence.json",
     }  # fmt: skip
     assert first == second
     assert first["edit.safetensors"] != third["edit.safetensors"]
@@ -160,6 +161,7 @@ def test_early_stopping_counts_validations_without_a_better_one(
     run = fit(
         make_model(),
         toy_task,
+        preset="paper",
         out=tmp_path / "run",
         lr=50.0,
         lr_schedule="constant",
@@ -183,13 +185,13 @@ def test_accumulated_micro_batches_equal_one_large_batch(make_model: MakeModel, 
 def test_not_finite_loss_stops_with_step_and_rows_and_keeps_the_last_good_state(
     make_model: MakeModel, toy_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = training.cross_entropy, []
+    real, calls = objective.cross_entropy, []
 
     def poisoned(model: Model, batch: Any) -> torch.Tensor:
         calls.append(batch.rows)
         return real(model, batch) * (float("nan") if len(calls) == 4 else 1.0)
 
-    monkeypatch.setattr(training, "cross_entropy", poisoned)
+    monkeypatch.setattr(objective, "cross_entropy", poisoned)
     with pytest.raises(TrainingDivergedError, match="step 4 is not finite") as caught:
         fit(make_model(), toy_task, out=tmp_path / "run", **SMALL)
     assert caught.value.rows == calls[3]
@@ -288,7 +290,7 @@ def test_a_checkpoint_of_another_training_is_refused(make_model: MakeModel, toy_
         ({"penalty": float("nan")}, "penalty"),
         ({"penalty_schedule": "steep"}, "penalty_schedule must be one of"),
         ({"momentum": 0.9}, "unknown training field momentum"),
-        ({"preset": "own"}, "preset must be one of paper, reference"),
+        ({"preset": "own"}, "preset must be one of selective, paper, reference"),
         ({"edit": "lora2"}, "edit must be an Edit or one of jola"),
         ({"backend": "jax"}, "backend must be one of lens, hooks"),
         ({"wrapper": "no field"}, "wrapper must be one of"),
@@ -379,7 +381,7 @@ def test_steps_are_counted_right_when_an_interrupted_run_had_reached_its_last(
 def test_not_finite_validation_stops_with_its_rows_and_keeps_the_best(
     make_model: MakeModel, toy_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, validations = training.cross_entropy, []
+    real, validations = objective.cross_entropy, []
 
     def poisoned(model: Model, batch: Any) -> torch.Tensor:
         loss = real(model, batch)
@@ -388,9 +390,9 @@ def test_not_finite_validation_stops_with_its_rows_and_keeps_the_best(
         validations.append(batch.rows)
         return loss * (float("nan") if len(validations) == 2 else 1.0)
 
-    monkeypatch.setattr(training, "cross_entropy", poisoned)
+    monkeypatch.setattr(objective, "cross_entropy", poisoned)
     with pytest.raises(TrainingDivergedError, match="validation loss of step 12 is not finite .validation rows"):
-        fit(make_model(), toy_task, out=tmp_path / "run", **SMALL)
+        fit(make_model(), toy_task, preset="paper", out=tmp_path / "run", **SMALL)
     kept = Run.load(tmp_path / "run")
     assert kept.status == "diverged" and kept.config["progress"]["best_epoch"] == 0
 

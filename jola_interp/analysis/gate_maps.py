@@ -75,7 +75,9 @@ def head_maps(run: Run, rule: str = selection.DEFAULT_RULE, site: Site = "heads"
     """
     summary = gate_summary(run, rule, site)
     panels = (*gate_maps(run, site=site).values(), status_map(run, rule, site))
-    return Sheet((panels,), f"{title_of(run)}: gates kept ({kept_label(run)})", summary.sentences())
+    stamp = run.convergence
+    notes = summary.sentences() if stamp is None or stamp.converged else (*summary.sentences(), stamp.sentence())
+    return Sheet((panels,), f"{title_of(run)}: gates kept ({kept_label(run)})", notes)
 
 
 def snapshots(run: Run, steps: Iterable[int] | None = None, site: Site = "heads") -> Sheet:
@@ -93,7 +95,9 @@ def snapshots(run: Run, steps: Iterable[int] | None = None, site: Site = "heads"
     rows = _spaced(len(run.gates)) if steps is None else _rows_of(run, steps)
     shown = [int(run.gates.steps[row]) for row in rows]
     grids = [
-        tuple(_map(run, run.gates.at(step, site)[kind], site, f"{kind}, step {step}", {}, dots=False) for step in shown)
+        tuple(
+            _map(run, run.gates.at(step, site)[kind], site, f"{kind}, step {step}", {}, hatch=False) for step in shown
+        )
         for kind in kinds
     ]
     return Sheet(
@@ -120,7 +124,7 @@ def _map(
     site: Site,
     title: str,
     hover: dict[str, Float[np.ndarray, "layer unit"]],
-    dots: bool = True,
+    hatch: bool = True,
 ) -> GridMap:
     return GridMap(
         values=selection.measure("p_open", log_alpha),
@@ -130,7 +134,7 @@ def _map(
         range=(0.0, 1.0),
         kind="probability",
         x_label=_x_label(site),
-        marked=undecided(log_alpha) if dots else None,
+        marked=undecided(log_alpha) if hatch else None,
         hover=hover,
         group=_group(run, site),
     )

@@ -30,7 +30,7 @@ class GridMap:
         range: the ends of the colour scale, whatever the values are.
         kind: which scale of colours; see :data:`GridKind`.
         x_label, y_label: names of the axes.
-        marked: [layer, unit] True where a dot is drawn (a gate that is neither open nor shut); None is nowhere.
+        marked: [layer, unit] True where a cell is hatched (a gate that is neither open nor shut); None is nowhere.
         hover: more numbers per unit, by name, shown on hovering and in the table.
         group: units that share a key-value head, or 0 where they do not.
         categories: status codes that can occur (``status`` only).
@@ -70,7 +70,7 @@ class GridMap:
         return self.values.shape[0], self.values.shape[1]
 
     @property
-    def dots(self) -> tuple[np.ndarray, np.ndarray]:
+    def hatched(self) -> tuple[np.ndarray, np.ndarray]:
         """(layers, units) of what is marked."""
         marked = np.zeros(self.shape, dtype=bool) if self.marked is None else self.marked
         layers, units = np.nonzero(marked)

@@ -11,15 +11,13 @@ import torch
 from jaxtyping import Bool, Float
 
 from jola_interp import gates, selection
+from jola_interp.convergence import UNDECIDED
 from jola_interp.edits.base import SITES, Site
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from jola_interp.runs import Run
-
-UNDECIDED = (0.05, 0.95)
-"""A gate with P(open) within these bounds, ends included, has not decided whether it is open or shut."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ class GateSummary:
         chosen = f"{self.rule} selects {self.selected:,} of {self.units:,} {self.noun}"
         if self.decided == self.gates:
             return decided, f"{chosen}."
-        return decided, f"Dots mark the others. {chosen}, {self.settled:,} of them with decided gates only."
+        return decided, f"Hatching marks the others. {chosen}, {self.settled:,} of them with decided gates only."
 
     def to_frame(self) -> pd.DataFrame:
         """One row per kind of gate: kind, gates, open, decided, decided_share."""
@@ -107,7 +105,7 @@ def gate_summary(run: Run, rule: str = selection.DEFAULT_RULE, site: Site = "hea
         ValueError: a rule outside the grammar, an unknown site, or an edit without gates there.
     """
     log_alphas = gates_at(run, site)
-    chosen = run.selected(rule, site)
+    chosen = run.selection(rule, site)
     unsettled = np.any([undecided(value) for value in log_alphas.values()], axis=0)
     acting = np.any([_acts(run.edit.inference, value) for value in log_alphas.values()], axis=0)
     return GateSummary(

@@ -17,7 +17,7 @@ from jola_interp.edits.base import Context, Edit, Noise, Site
 from jola_interp.models import Model
 
 Transform = Callable[[Tensor], Tensor]
-"""Activation in, edited activation out: [batch, pos, head, d_head] for heads, [batch, pos, d_model] for the MLP."""
+"""Activation in, edited activation out: [batch, pos, head, d_head] for heads, [batch, pos, d_model] elsewhere."""
 
 _ATTACHED: weakref.WeakKeyDictionary[nn.Module, list[Edit]] = weakref.WeakKeyDictionary()
 

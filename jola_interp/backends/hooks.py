@@ -26,6 +26,8 @@ class HooksBackend(Backend):
     def insert(self, model: Model, layer: int, site: Site, transform: Transform) -> Callable[[], None]:
         if site == "mlp":
             return model.mlp(layer).register_forward_hook(_on_output(transform)).remove
+        if site == "attention":
+            return model.o_proj(layer).register_forward_hook(_on_output(transform)).remove
         shape = model.head_shape
         return model.o_proj(layer).register_forward_pre_hook(_on_z(transform, shape.heads, shape.d_head)).remove
 

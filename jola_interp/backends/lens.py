@@ -11,13 +11,13 @@ from jola_interp.backends.base import Backend, Transform
 from jola_interp.edits.base import Site
 from jola_interp.models import Model
 
-HOOK_NAMES: dict[Site, str] = {"heads": "attn.hook_z", "mlp": "mlp.hook_out"}
+HOOK_NAMES: dict[Site, str] = {"heads": "attn.hook_z", "mlp": "mlp.hook_out", "attention": "attn.hook_out"}
 
 
 def hook_name(layer: int, site: Site) -> str:
-    """``blocks.L.attn.hook_z`` or ``blocks.L.mlp.hook_out``.
+    """``blocks.L.attn.hook_z``, ``blocks.L.mlp.hook_out`` or ``blocks.L.attn.hook_out``.
 
-    Not ``hook_mlp_out``: on Gemma and OLMo 2 that one lies behind a further normalisation.
+    Not ``hook_mlp_out`` or ``hook_attn_out``: on Gemma and OLMo 2 they lie behind a further normalisation.
     """
     return f"blocks.{layer}.{HOOK_NAMES[site]}"
 

@@ -10,16 +10,19 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-Site = Literal["heads", "mlp"]
+Site = Literal["heads", "mlp", "attention"]
 """``heads``: the output z of each attention head before W_O, [batch, pos, head, d_head] (TransformerLens
-``blocks.L.attn.hook_z``). ``mlp``: the output of the MLP, [batch, pos, d_model] (``blocks.L.mlp.hook_out``)."""
+``blocks.L.attn.hook_z``). ``mlp``: the output of the MLP, [batch, pos, d_model] (``blocks.L.mlp.hook_out``).
+``attention``: the output of the attention behind W_O, [batch, pos, d_model] (``blocks.L.attn.hook_out``)."""
 Kind = Literal["additive", "multiplicative", "shared"]
 """Kinds of gates. ``shared`` is one gate for both operations."""
 Noise = dict[tuple[str, str], Tensor]
 """The uniform draws of one optimiser step: (site, kind) to u of shape [layer, unit]."""
 PenaltyForm = Literal["mean", "reference"]
 
-SITES: tuple[Site, ...] = ("heads", "mlp")
+SITES: tuple[Site, ...] = ("heads", "mlp", "attention")
+
+_WHOLE: dict[Site, str] = {"mlp": "MLP", "attention": "ATTN"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class HeadShape:
             raise ValueError(f"head_shape.kv_heads must divide heads ({self.heads}), got {self.kv_heads}")
 
     def units(self, site: Site) -> tuple[int, int, int]:
-        """(layers, units a layer, width of a unit): [L, H, d_head] for heads, [L, 1, d_model] for the MLP."""
+        """(layers, units a layer, width of a unit): [L, H, d_head] for heads, [L, 1, d_model] for the others."""
         return (self.layers, self.heads, self.d_head) if site == "heads" else (self.layers, 1, self.d_model)
 
 
@@ -74,7 +77,7 @@ class Edit(nn.Module, ABC):
     """The name under which a Run records the class."""
     types: ClassVar[dict[str, type[Edit]]] = {}
     """Every subclass by its name, so that a Run of an edit of your own loads once its class is defined."""
-    everywhere: ClassVar[bool] = True
+    everywhere: bool = True
     """Whether the edit acts on every position alike, so that a prompt may be run in two parts. One that looks for the
     first or last prompt positions says False."""
     shape: HeadShape
@@ -112,7 +115,8 @@ class Edit(nn.Module, ABC):
 
     @abstractmethod
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """``vectors`` and, where there are any, ``gates``: they train with learning rates of their own."""
+        """Parameters by what has a learning rate of its own: ``vectors``, or ``additive`` and ``multiplicative`` ones
+        apart, and, where there are any, ``gates``."""
 
     @abstractmethod
     def n_parameters(self) -> int:
@@ -153,8 +157,8 @@ class Edit(nn.Module, ABC):
 
 
 def unit_label(site: Site, layer: int, unit: int) -> str:
-    """``L3H7`` for a head, ``L3MLP`` for an MLP."""
-    return f"L{layer}H{unit}" if site == "heads" else f"L{layer}MLP"
+    """``L3H7`` for a head, ``L3MLP`` for an MLP, ``L3ATTN`` for an attention output."""
+    return f"L{layer}H{unit}" if site == "heads" else f"L{layer}{_WHOLE[site]}"
 
 
 def parse_units(names: Iterable[str | tuple[int, int]], shape: HeadShape) -> list[tuple[int, int]]:

@@ -28,6 +28,8 @@ Gates = Literal["separate", "shared", "none"]
 Operations = Literal["both", "add", "multiply"]
 InferenceGate = Literal["expected", "point", "hard"]
 Operation = Literal["additive", "multiplicative"]
+Scope = Literal["all", "not_first", "prompt", "answer"]
+Units = Literal["raw", "rms"]
 
 _OPERATIONS: dict[Operations, tuple[Operation, ...]] = {
     "both": ("additive", "multiplicative"),
@@ -40,11 +42,13 @@ class SiteEdit(nn.Module):
     """The vectors and gates of one site, as full arrays [layer, unit, width] with a mask of editable units."""
 
     mask: Tensor
+    unit: Tensor
 
     def __init__(self, mask: Bool[Tensor, "layer unit"], width: int, operations: tuple[Operation, ...], gates: Gates):
         super().__init__()
         self.operations, self.gates = operations, gates
         self.register_buffer("mask", mask)
+        self.register_buffer("unit", torch.ones(mask.shape))
         self.vectors = nn.ParameterDict({name: torch.zeros(*mask.shape, width) for name in operations})
         # A gate shared by a single operation is just that operation's gate.
         shared: tuple[Kind, ...] = ("shared",) if len(operations) == 2 else operations
@@ -71,12 +75,16 @@ class SiteEdit(nn.Module):
         weight = self.mask.to(self.vectors[operation].dtype)
         if self.gates != "none":
             weight = weight * gates[self.gate_of(operation)]
-        vector: Tensor = self.vectors[operation]
-        return weight[..., None] * vector
+        return weight[..., None] * self.vector(operation)
+
+    def vector(self, operation: Operation) -> Float[Tensor, "layer unit width"]:
+        """m, or a = unit · ã where ã is what trains (``unit`` is 1 unless the edit has units of its own)."""
+        found: Tensor = self.vectors[operation]
+        return found * self.unit[..., None] if operation == "additive" else found
 
 
 class JoLA(Edit):
-    """z' = (1 + g_m·m) ⊙ z + g_a·a on every head (or MLP) output, the same at every token.
+    """z' = (1 + g_m·m) ⊙ z + g_a·a on every head (or MLP, or attention) output, the same at every token of its scope.
 
     m, a ∈ R^width are vectors, g_m, g_a ∈ [0, 1] HardConcrete gates (:mod:`jola_interp.gates`). Both gates 0 is the
     identity, bit for bit. Parameters: 2·L·H·d_head + 2·L·H for the full method on heads.
@@ -85,7 +93,8 @@ class JoLA(Edit):
         shape: the model's head shape (``model.head_shape``).
         gates: ``separate`` one gate per operation (JoLA) · ``shared`` one for both · ``none`` g = 1.
         operations: ``both`` · ``add`` offset only · ``multiply`` scale only.
-        sites: any non-empty subset of ``("heads", "mlp")``.
+        sites: any non-empty subset of ``("heads", "mlp", "attention")``. At ``attention`` the unit is a layer's whole
+            attention output: with ``gates="none", operations="add"`` that is a trained bias of W_O.
         layers: restrict the edit to these layers; None is all.
         heads: restrict the ``heads`` site to these heads, as "L3H7" or (3, 7); None is all.
         inference: the gate used at inference: ``expected`` (the paper: E[g], 0 where the point gate is 0), ``point``
@@ -94,6 +103,10 @@ class JoLA(Edit):
         init_log_alpha: where gates start: 2 is open (P(open) = .94), 0 is half-way (.69).
         init_spread: half-width of the uniform noise around it; None is the released code's Xavier bound
             sqrt(6/(H + 1)).
+        scope: the tokens that are edited: ``all`` · ``not_first`` all but the first, where much of the attention rests
+            · ``prompt`` · ``answer`` the tokens that are written (so not the position that predicts the first of them).
+        units: ``raw`` trains a itself · ``rms`` trains ã with a = ã·rms(z_head) (see :meth:`set_units`), so that one
+            learning rate moves a head by the same share of its output whether by a or by m.
 
     Raises:
         ValueError: an unknown switch, a layer or head outside the model, or nothing left to edit.
@@ -116,10 +129,14 @@ class JoLA(Edit):
         init_std: float = 1e-3,
         init_log_alpha: float = 2.0,
         init_spread: float | None = None,
+        scope: Scope = "all",
+        units: Units = "raw",
     ):
         super().__init__()
-        _check_switches(gates=gates, operations=operations, inference=inference)
+        _check_switches(gates=gates, operations=operations, inference=inference, scope=scope, units=units)
         self.shape, self.gates, self.operations, self.inference = shape, gates, operations, inference
+        self.scope, self.units, self.everywhere = scope, units, scope == "all"
+        self.units_known = units == "raw"
         self.origin = object()  # shared by the parts of one edit (`restricted`)
         self.init_std, self.init_log_alpha, self.init_spread = init_std, init_log_alpha, init_spread
         self.sites = nn.ModuleDict()
@@ -128,6 +145,23 @@ class JoLA(Edit):
             self.sites[site] = SiteEdit(mask, shape.units(site)[2], _OPERATIONS[operations], gates)
         if not self.points():
             raise ValueError("layers/heads: nothing is left to edit")
+
+    @torch.no_grad()
+    def set_units(self, rms: Mapping[Site, Float[Tensor, "layer unit"]]) -> JoLA:
+        """Take rms(z) of every unit (:func:`jola_interp.activations.unit_rms`) as the unit of its offset.
+
+        Raises:
+            ValueError: ``units`` is "raw", or a site, shape or number (positive, finite) that does not fit.
+        """
+        if self.units == "raw":
+            raise ValueError("set_units: this edit has units='raw', in which offsets are trained as they are")
+        for name, part in self._parts():
+            given = rms.get(name)
+            if given is None or given.shape != part.unit.shape or not bool((given > 0).all() & given.isfinite().all()):
+                raise ValueError(f"rms.{name} must be {list(part.unit.shape)} positive, finite numbers")
+            part.unit.copy_(given)
+        self.units_known = True
+        return self
 
     def site(self, name: Site) -> SiteEdit:
         """The vectors and gates of one site."""
@@ -176,7 +210,19 @@ class JoLA(Edit):
     def forward(
         self, activation: Float[Tensor, "batch pos *unit width"], layer: int, site: Site, context: Context
     ) -> Float[Tensor, "batch pos *unit width"]:
-        prepared: dict[str, list[tuple[Tensor | None, Tensor | None]]] = context.prepared
+        edited = self._edited(activation, layer, site, context.prepared)
+        if self.scope == "all":
+            return edited
+        where = _tokens(self.scope, context, activation)  # [batch, pos]
+        return torch.where(where[(...,) + (None,) * (activation.dim() - 2)], edited, activation)
+
+    def _edited(
+        self,
+        activation: Float[Tensor, "batch pos *unit width"],
+        layer: int,
+        site: Site,
+        prepared: dict[str, list[tuple[Tensor | None, Tensor | None]]],
+    ) -> Float[Tensor, "batch pos *unit width"]:
         scale, shift = prepared[site][layer]
         if shift is None:
             return activation if scale is None else activation * scale.to(activation)
@@ -213,9 +259,12 @@ class JoLA(Edit):
         return parts
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        vectors = [p for _, part in self._parts() for p in part.vectors.values()]
+        groups: dict[str, list[nn.Parameter]] = {}
+        for _, part in self._parts():
+            for operation, vector in part.vectors.items():
+                groups.setdefault(operation, []).append(cast(nn.Parameter, vector))
         gates = [p for _, part in self._parts() for p in part.log_alpha.values()]
-        return {"vectors": vectors, "gates": gates} if gates else {"vectors": vectors}
+        return groups | {"gates": gates} if gates else groups
 
     def n_parameters(self) -> int:
         return sum(
@@ -246,12 +295,16 @@ class JoLA(Edit):
             "init_std": self.init_std,
             "init_log_alpha": self.init_log_alpha,
             "init_spread": self.init_spread,
+            "scope": self.scope,
+            "units": self.units,
         }
 
     def tensors(self) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         for name, part in self._parts():
             found[f"mask.{name}"] = part.mask
+            if self.units == "rms":
+                found[f"unit.{name}"] = part.unit
             found |= {f"{operation}.{name}": vector.detach() for operation, vector in part.vectors.items()}
             found |= {f"log_alpha.{name}.{kind}": value.detach() for kind, value in part.log_alpha.items()}
         return found
@@ -272,7 +325,7 @@ class JoLA(Edit):
                 raise ValueError(f"{name}: expected finite numbers, found NaN or infinity")
         for name, target in own.items():
             target.copy_(tensors[name])
-        self.initialised = True
+        self.initialised = self.units_known = True
         return self
 
     @torch.no_grad()
@@ -313,10 +366,31 @@ class JoLA(Edit):
 
 
 def _check_switches(**given: str) -> None:
-    allowed = {"gates": get_args(Gates), "operations": get_args(Operations), "inference": get_args(InferenceGate)}
+    words = {"gates": Gates, "operations": Operations, "inference": InferenceGate, "scope": Scope, "units": Units}
+    allowed = {name: get_args(choices) for name, choices in words.items()}
     for name, value in given.items():
         if value not in allowed[name]:
             raise ValueError(f"{name} must be one of {', '.join(allowed[name])}; got {value!r}")
+
+
+def _tokens(scope: Scope, context: Context, activation: Float[Tensor, "batch pos *rest"]) -> Bool[Tensor, "batch pos"]:
+    """Which of the new tokens ``scope`` edits.
+
+    Without a prompt mask the caller generates: what stands behind a cached prefix is answer, the rest is prompt.
+    """
+    batch, new = activation.shape[:2]
+    device = activation.device
+    if scope == "not_first":
+        if context.attention_mask is None:
+            raise ValueError(
+                "scope='not_first' needs the attention mask: the first token is the first that is no padding"
+            )
+        real = context.attention_mask.to(device)
+        return ((real.cumsum(1) != 1) | (real == 0))[:, -new:]
+    if context.prompt_mask is None:
+        return torch.full((batch, new), context.decoding == (scope == "answer"), device=device)
+    prompt = context.prompt_mask.to(device)[:, -new:].bool()
+    return prompt if scope == "prompt" else ~prompt
 
 
 def _checked_sites(sites: Iterable[Site]) -> list[Site]:

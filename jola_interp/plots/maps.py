@@ -23,8 +23,8 @@ def heads(
 ) -> Any:
     """How the kept edit uses each head: P(open) of each kind of gate, and the status under a rule.
 
-    Layer 0 is at the bottom; white lines part heads that share key and value. A dot marks a gate that is neither open
-    nor shut (.05 ≤ P(open) ≤ .95), and in the status panel a head that has such a gate.
+    Layer 0 is at the bottom; white lines part heads that share key and value. Hatching marks a gate that is neither
+    open nor shut (.05 ≤ P(open) ≤ .95), and in the status panel a head that has such a gate.
 
     Args:
         run: a Run with gates at ``site``.

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from jola_interp.analysis import Losses, Trajectories
-from jola_interp.analysis.summary import UNDECIDED
+from jola_interp.convergence import UNDECIDED
 from jola_interp.plots import style
 from jola_interp.plots.printed import (
     LINE,

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.path import Path
 
 from jola_interp.analysis import GridMap, Sheet
 from jola_interp.plots import style
@@ -30,6 +31,9 @@ from jola_interp.plots.printed import (
 LEFT, RIGHT, GAP, ROW_GAP = 0.40, 0.06, 0.10, 0.20
 AXIS, BAR, LEGEND_ROW = 0.30, 0.42, 0.15
 """Inches below the panels for the ticks and the axis' name, for the colour bar, and for a row of the legend."""
+HATCH = ((style.INK, 1.1), ("white", 0.45))
+"""Colour and width (points) of the strokes of a hatched cell: white within dark, to be seen on any colour."""
+DIAGONAL = Path([(-1, -1), (1, 1)])
 VECTOR_CELLS = 4000
 """Panels of more cells are stored as pixels in PDF and SVG: as vectors they are slow to open."""
 
@@ -104,12 +108,13 @@ def _draw_panel(axes: Axes, panel: GridMap, places: Places) -> QuadMesh:
         **_colours(panel),
     )
     axes.set_facecolor("#F0F0F0")
-    at_layers, at_units = panel.dots
-    size = style.clamp(cell * 0.45, 0.5, 2.6)
-    axes.plot(
-        at_units, at_layers, "o", markersize=size, markerfacecolor="white", markeredgecolor=style.INK,
-        markeredgewidth=0.35 if size > 1.2 else 0.0, rasterized=many,
-    )  # fmt: skip
+    at_layers, at_units = panel.hatched
+    size = style.clamp(cell * 0.7, 0.7, 7.0)
+    for colour, width in HATCH:
+        axes.plot(
+            at_units, at_layers, linestyle="none", marker=DIAGONAL, markersize=size, markeredgecolor=colour,
+            markeredgewidth=width * min(1.0, size / 4), rasterized=many,
+        )  # fmt: skip
     for place in style.separators(units, panel.group):
         axes.axvline(place, color="white", linewidth=1.4 if cell >= 3 else 0.5)
     return mesh
@@ -164,7 +169,7 @@ def _draw_bar(figure: Figure, sheet: Sheet, meshes: dict[str, QuadMesh], places:
 
 
 def _legend(sheet: Sheet) -> list[tuple[str, dict[str, Any]]]:
-    """Name and marker of each entry: the statuses with their counts, and the dots."""
+    """Name and marker of each entry: the statuses with their counts, and the hatching."""
     rows: list[tuple[str, dict[str, Any]]] = []
     square = {"marker": "s", "markersize": 5.0, "markeredgewidth": 0.0}
     for panel in sheet.panels:
@@ -172,9 +177,9 @@ def _legend(sheet: Sheet) -> list[tuple[str, dict[str, Any]]]:
             rows.append((f"{name} {count}", {**square, "markerfacecolor": style.STATUSES[code]}))
     if not all(panel.mask.all() for panel in sheet.panels):
         rows.append(("not editable", {**square, "markerfacecolor": "#F0F0F0"}))
-    if any(len(panel.dots[0]) for panel in sheet.panels):
-        edge = {"markeredgecolor": style.INK, "markeredgewidth": 0.5}
-        rows.append((style.DOTS, {"marker": "o", "markersize": 3.2, "markerfacecolor": "white", **edge}))
+    if any(len(panel.hatched[0]) for panel in sheet.panels):
+        edge = {"markeredgecolor": style.INK, "markeredgewidth": 0.9}
+        rows.append((style.HATCHED, {"marker": DIAGONAL, "markersize": 5.0, **edge}))
     return rows
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from jola_interp.analysis import Losses, Trajectories
-from jola_interp.analysis.summary import UNDECIDED
+from jola_interp.convergence import UNDECIDED
 from jola_interp.plots import style
 from jola_interp.plots.screen import add_text, axes_of, escaped, lay_out
 

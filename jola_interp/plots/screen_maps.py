@@ -14,6 +14,8 @@ from jola_interp.plots.screen import add_text, axes_of, escaped, lay_out
 
 GAP, BAR, LEGEND, ROW_GAP = 22, 92, 170, 34
 """Pixels between columns, for the colour bar, for the legend, and between rows."""
+HATCH = ((style.INK, 3.0), ("white", 1.2))
+"""Colour and width of the strokes of a hatched cell: white within dark, to be seen on any colour of a scale."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Places:
 
 
 def draw_sheet(sheet: Sheet) -> go.Figure:
-    """All panels of a sheet, one colour bar for the values, one legend for the statuses and dots."""
+    """All panels of a sheet, one colour bar for the values, one legend for the statuses and hatching."""
     places = _places(sheet)
     figure = go.Figure()
     columns = len(sheet.rows[0])
@@ -97,17 +99,20 @@ def _draw_panel(figure: go.Figure, panel: GridMap, index: int, places: Places) -
             **axes,
         )  # fmt: skip
     )
-    at_layers, at_units = panel.dots
-    if len(at_layers):
-        size = style.clamp(cell * 0.4, 1.2, 6)
-        edge = {"width": 0.8 if size > 3 else 0, "color": style.INK}
-        marker = {"size": size, "color": "white", "line": edge}
-        dots = go.Scatter(x=at_units, y=at_layers, mode="markers", marker=marker, name=style.DOTS)
-        figure.add_trace(dots.update(hoverinfo="skip", showlegend=False, **axes))
+    at_layers, at_units = panel.hatched
+    for colour, width in HATCH if len(at_layers) else ():
+        marker = _stroke(style.clamp(cell * 0.8, 2, 16), colour, width)
+        strokes = go.Scatter(x=at_units, y=at_layers, mode="markers", marker=marker, name=style.HATCHED)
+        figure.add_trace(strokes.update(hoverinfo="skip", showlegend=False, **axes))
     for place in style.separators(units, panel.group):
         line = {"color": "white", "width": 3 if cell >= 5 else 1}
         shape = {"type": "line", "x0": place, "x1": place, "y0": -0.5, "y1": layers - 0.5, "line": line}
         figure.add_shape(**shape, xref=x_axis, yref=y_axis)
+
+
+def _stroke(size: float, colour: str, width: float) -> dict[str, Any]:
+    """A diagonal through a cell."""
+    return {"symbol": "line-ne", "size": size, "line": {"width": width, "color": colour}}
 
 
 def _lay_axes(figure: go.Figure, sheet: Sheet, at: tuple[int, int], index: int, places: Places) -> None:
@@ -163,7 +168,7 @@ def _hover(panel: GridMap) -> dict[str, Any]:
 
 
 def _legend_rows(sheet: Sheet) -> list[tuple[str, dict[str, Any]]]:
-    """Name and marker of each entry: the statuses with their counts, and the dots."""
+    """Name and marker of each entry: the statuses with their counts, and the hatching."""
     rows: list[tuple[str, dict[str, Any]]] = []
     for panel in sheet.panels:
         for code, (name, count) in zip(panel.categories, panel.counts().items(), strict=True):
@@ -171,8 +176,8 @@ def _legend_rows(sheet: Sheet) -> list[tuple[str, dict[str, Any]]]:
             rows.append((f"{name} · {count}", marker))
     if not all(panel.mask.all() for panel in sheet.panels):
         rows.append(("not editable", {"symbol": "square", "size": 12, "color": style.NO_UNIT}))
-    if any(len(panel.dots[0]) for panel in sheet.panels):
-        rows.append((style.DOTS, {"size": 7, "color": "white", "line": {"width": 1, "color": style.INK}}))
+    if any(len(panel.hatched[0]) for panel in sheet.panels):
+        rows.append((style.HATCHED, _stroke(10, style.INK, 1.6)))
     return rows
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jola_interp.analysis import Trajectories
-from jola_interp.analysis.summary import UNDECIDED
+from jola_interp.convergence import UNDECIDED
 
 Renderer = Literal["plotly", "matplotlib"]
 
@@ -26,7 +26,7 @@ NO_UNIT = "rgba(128,128,128,0.1)"
 """Behind cells: what shows where a unit is not editable, on white and on black."""
 GREY, INK = "#8C8C8C", "#222222"
 SCALES = {"probability": "cividis", "magnitude": "viridis"}
-DOTS = "undecided gate"
+HATCHED = "undecided gate"
 WIDTHS = (3.25, 6.75)
 """One and two columns of a page, in inches."""
 

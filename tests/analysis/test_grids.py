@@ -51,7 +51,7 @@ def test_units_that_are_not_editable_have_no_value(tmp_path: Path) -> None:
     run = make_run(tmp_path, only={"layers": [1]})
     for panel in analysis.head_maps(run).panels:
         assert np.isnan(panel.values[[0, 2]]).all() and np.isfinite(panel.values[1]).all()
-        assert not panel.dots[0].size or set(panel.dots[0]) == {1}
+        assert not panel.hatched[0].size or set(panel.hatched[0]) == {1}
         assert set(panel.to_frame()["layer"]) == {1}
 
 
@@ -102,7 +102,7 @@ def test_sites_are_checked(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     with pytest.raises(ValueError, match="acts at heads, not at mlp"):
         analysis.gate_maps(run, site="mlp")
-    with pytest.raises(ValueError, match="one of heads, mlp; got 'tail'"):
+    with pytest.raises(ValueError, match="one of heads, mlp, attention; got 'tail'"):
         analysis.gate_maps(run, site="tail")  # type: ignore[arg-type]
 
 

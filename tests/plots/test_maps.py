@@ -34,8 +34,10 @@ def meshes(figure: Any) -> list[QuadMesh]:
     return [mesh for axes in panels for mesh in axes.collections if isinstance(mesh, QuadMesh)]
 
 
-def dots(figure: Any, panel: int) -> list[tuple[float, float]]:
-    return sorted(zip(*figure.axes[panel].lines[0].get_data(), strict=True))
+def hatched(figure: Any, panel: int) -> list[tuple[float, float]]:
+    dark, light = (sorted(zip(*line.get_data(), strict=True)) for line in figure.axes[panel].lines[:2])
+    assert dark == light
+    return dark
 
 
 @pytest.mark.parametrize("name", DRAWN)
@@ -81,12 +83,14 @@ def test_the_legend_counts_the_statuses(run: Run) -> None:
     ]
 
 
-def test_undecided_gates_are_dotted_in_both(run: Run) -> None:
+def test_undecided_gates_are_hatched_in_both(run: Run) -> None:
     screen, paper = plots.heads(run), plots.heads(run, renderer="matplotlib")
     marks = [trace for trace in screen.data if trace.name == "undecided gate" and not trace.showlegend]
     for index, panel in enumerate(analysis.head_maps(run).panels):
-        expected = sorted((unit, layer) for layer, unit in zip(*panel.dots, strict=True))
-        assert sorted(zip(marks[index].x, marks[index].y, strict=True)) == expected == dots(paper, index)
+        expected = sorted((unit, layer) for layer, unit in zip(*panel.hatched, strict=True))
+        strokes = marks[2 * index : 2 * index + 2]
+        assert all(sorted(zip(one.x, one.y, strict=True)) == expected for one in strokes)
+        assert hatched(paper, index) == expected
     text = " ".join(note.text.replace("<br>", " ") for note in screen.layout.annotations)
     assert "of 24 gates" in text and "decided" in text
 
@@ -106,7 +110,7 @@ def test_layer_zero_is_at_the_bottom(run: Run) -> None:
 def test_lines_part_heads_that_share_keys(run: Run, tmp_path: Path) -> None:
     assert [shape.x0 for shape in plots.heads(run).layout.shapes] == [1.5, 1.5, 1.5]
     paper = plots.heads(run, renderer="matplotlib")
-    assert [line.get_xdata()[0] for line in paper.axes[0].lines[1:]] == [1.5]
+    assert [line.get_xdata()[0] for line in paper.axes[0].lines[2:]] == [1.5]
     assert not plots.heads(make_run(tmp_path, kv_heads=4)).layout.shapes
 
 
