@@ -70,7 +70,8 @@ def score(name: str, options: argparse.Namespace) -> dict:
     task = ji.load_task(name, source=options.source, seed=options.seed, **(sizes | {"n_test": options.rows}))
     if not trained:
         return ji.evaluate(model_of(options), task, out=folder)
-    run = ji.fit(model_of(options), task, epochs=options.epochs, seed=options.seed, out=folder, resume=True)
+    fields = {"epochs": options.epochs, "seed": options.seed}
+    run = ji.fit(model_of(options), task, preset="paper", out=folder, resume=True, **fields)
     return run.scores
 
 

@@ -98,12 +98,12 @@ def demo(
 
 
 def demo_run(out: Path, resume: bool = False) -> Run:
-    """The demo's Run: four epochs are enough for most gates to decide, and short enough to wait for."""
+    """The demo's Run: four epochs are enough for the gates to decide, and short enough to wait for."""
     from jola_interp.tasks import load_task
     from jola_interp.training import fit
 
     task = load_task("restaurants", n_test=60)
-    return fit("smollm2-135m", task, epochs=4, patience=None, penalty=1.0, out=out, resume=resume, overwrite=not resume)
+    return fit("smollm2-135m", task, epochs=4, penalty=1.0, out=out, resume=resume, overwrite=not resume)
 
 
 @app.command()
@@ -336,6 +336,28 @@ def audit_command(
     found = Run.load(run)
     task = _rows_to_score(found, None, data, source, None, None)
     result = audit(found, task, _model_for(found, model))
+    typer.echo(json.dumps(result.to_dict(), indent=2) if as_json else repr(result))
+
+
+@app.command("calibrate")
+def calibrate_command(
+    run: RunPath,
+    data: DataFolder = None,
+    source: Source = "hub",
+    model: OptionalModel = None,
+    planted: Annotated[
+        list[int] | None, typer.Option("--heads", help="Planted heads, once for each planting; default: the Run's.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Plant edits of known heads, of the Run's sizes, in its model; train as the Run was; count what is found."""
+    from jola_interp.evidence.calibration import calibrate
+    from jola_interp.runs import Run
+
+    found = Run.load(run)
+    task = _rows_to_score(found, None, data, source, None, None)
+    target = _model_for(found, model) or found.model
+    result = calibrate(target, task, found, heads=planted, backend=found.config["backend"])
     typer.echo(json.dumps(result.to_dict(), indent=2) if as_json else repr(result))
 
 

@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from jola_interp import _files, plots
 from jola_interp.analysis import GateSummary, gate_summary
+from jola_interp.analysis.controls import has_controls, stored_audit
 from jola_interp.analysis.recipe import changed_edit, changed_training, command, python_lines
 from jola_interp.analysis.summary import kept_label, percent, title_of
-from jola_interp.convergence import UNDECIDED
+from jola_interp.convergence import DECIDED_SHARE, UNDECIDED
 from jola_interp.edits.base import Site
+from jola_interp.evidence.card import PARTS, Card, Part
+from jola_interp.evidence.words import VERDICTS, in_words
+from jola_interp.runs import edit_digest
 from jola_interp.selection import DEFAULT_RULE
 
 if TYPE_CHECKING:
@@ -21,8 +25,9 @@ if TYPE_CHECKING:
 
 EXAMPLES, LONGEST = 5, 700
 """How many test rows are shown, and how much of a text."""
-DECIDED_ENOUGH = 0.95
-"""Below this share of decided gates the report warns that the map is not finished."""
+HEADS = 6
+"""How many selected heads are spoken of one by one."""
+QUESTION = "jola-interp evidence RUN --part"
 STOPPED = {
     "patience": " (stopped early: validation got no better)",
     "max_steps": " (as far as max_steps allows)",
@@ -48,12 +53,12 @@ METRICS = {
 
 
 def report(run: Run, path: str | Path | None = None) -> Path:
-    """Write the report of a Run: summary, scores, figures, examples, settings, and how to train it again.
+    """Write the report of a Run: summary, scores, evidence, figures, examples, settings, how to train it again.
 
     The file needs neither the model nor a network, and follows the reader's choice of light or dark.
 
     Args:
-        run: any Run; what it lacks (scores, predictions, gates) the report says it lacks.
+        run: any Run; what it lacks (scores, evidence, predictions, gates) the report says it lacks.
         path: where to; None is ``report.html`` in the Run's directory.
 
     Returns:
@@ -63,11 +68,14 @@ def report(run: Run, path: str | Path | None = None) -> Path:
 
     target = run.path / "report.html" if path is None else Path(path)
     summaries = {site: gate_summary(run, DEFAULT_RULE, site) for site in _gated_sites(run)}
+    card = Card.load(run)
+    heads = [*_stamp(run), *_heads_in_words(run, summaries), *_owners(card)]
     parts = {
         "title": escape(title_of(run)),
         "subtitle": escape(_subtitle(run)),
-        "summary": _list([*_status(run), *_scores_in_words(run), *_heads_in_words(run, summaries), *_training(run)]),
+        "summary": _list([*_status(run), *_scores_in_words(run), *heads, *_training(run)]),
         "scores": _scores(run),
+        "evidence": _evidence(run, card),
         "figures": _figures(run, summaries),
         "examples": _examples(run),
         "settings": _settings(run),
@@ -122,6 +130,32 @@ def _paired_in_words(scores: Mapping[str, Any]) -> list[str]:
 
 def _p(value: float) -> str:
     return "&lt; .001" if value < 0.001 else f"= {value:.3f}".replace("0.", ".")
+
+
+def _stamp(run: Run) -> list[str]:
+    """Whether the gates have decided; a warning where they have not."""
+    if not _gated_sites(run):
+        return []
+    found = run.convergence
+    if found is None:
+        return ["No convergence stamp: the Run was cut short, or trained by an older version."]
+    if found.converged:
+        return [escape(found.sentence())]
+    reasons = escape("; ".join(found.reasons))
+    return [f'<div class="warning"><strong>Not converged:</strong> {reasons}.</div>']
+
+
+def _owners(card: Card | None) -> list[str]:
+    """An open additive gate does not make the offset the head's own: what the audit found, where it found so."""
+    audited = [] if card is None else card.parts.get("audit", {}).get("heads", [])
+    adding = [head for head in audited if head["effect"] is not None]
+    others = sum(not head["identified"] for head in adding)
+    if not others:
+        return []
+    return [
+        f"Of the {len(adding)} selected heads with an offset, {others} are not identified: other heads of the layer "
+        "could host it as well. Their status says which gate is open, not whose the offset is."
+    ]
 
 
 def _heads_in_words(run: Run, summaries: Mapping[Site, GateSummary]) -> list[str]:
@@ -226,6 +260,74 @@ def _reproduce(run: Run) -> str:
     )
 
 
+# -- evidence ------------------------------------------------------------------------------------------------------
+
+
+def _evidence(run: Run, card: Card | None) -> str:
+    """The verdict, every part in a row, what may be said of the heads, and the gains beside their controls."""
+    if card is None:
+        return f"<p>Nothing here was checked against a null: {_how_to_check(run)}.</p>"
+    rows = [[f"<code>{part.name}</code>", escape(part.question), _answer(part, card)] for part in PARTS]
+    used = card.settings
+    note = f"Selected heads: {used['rule']}. Refits take {used['steps']} steps each."
+    return (
+        f"{_foreign(run, card)}{_verdict(card)}{_table(['Part', 'Question', 'Answer'], rows, 'evidence')}"
+        f'<p class="note">{escape(note)}</p>{_may_be_said(card)}{_controls(run, card)}'
+    )
+
+
+def _how_to_check(run: Run) -> str:
+    if "heads" not in _gated_sites(run):
+        return "evidence is about heads that gates selected, and this edit has none"
+    return (
+        '<code class="command">jola-interp evidence RUN</code> runs what needs no training, '
+        f'<code class="command">{QUESTION} all</code> everything'
+    )
+
+
+def _verdict(card: Card) -> str:
+    word = card.verdict
+    return f'<p class="verdict"><strong>{escape(word.capitalize())}</strong>{escape(VERDICTS[word])}</p>'
+
+
+def _answer(part: Part, card: Card) -> str:
+    if part.name in card.parts:
+        return escape(in_words(part.name, card.parts[part.name]))
+    trainings = f" ({part.trainings} training{'s' * (part.trainings > 1)})" if part.trainings else ""
+    command = f'<code class="command">{QUESTION} {part.name}</code>'
+    return f'<span class="missing">Not run: {command}{trainings}</span>'
+
+
+def _foreign(run: Run, card: Card) -> str:
+    """Evidence follows its Run's directory, which someone may have changed."""
+    if card.settings["edit"] == edit_digest(run.edit):
+        return ""
+    return '<p class="warning"><strong>This evidence is about another edit</strong> than the one in this Run.</p>'
+
+
+def _may_be_said(card: Card) -> str:
+    """Only what the audit allows: a head adds its offset where no other head could."""
+    if "audit" not in card.parts:
+        return ""
+    audit = stored_audit(card.parts["audit"])
+    if not audit.heads:
+        return ""
+    lines = [_said(head.label, audit.sentence(head.label)) for head in audit.heads[:HEADS]]
+    left = len(audit.heads) - HEADS
+    more = f'<p class="note">And {left} more, in <code>evidence.json</code>.</p>' if left > 0 else ""
+    return f'<div class="said"><h3>What may be said of the selected heads</h3>{_list(lines)}{more}</div>'
+
+
+def _said(label: str, sentence: str) -> str:
+    """The label stands in front, once."""
+    rest = sentence.removeprefix(label)
+    return f"<strong>{escape(label)}</strong>{': ' if rest == sentence else ''}{escape(rest)}."
+
+
+def _controls(run: Run, card: Card) -> str:
+    return _figure("controls", "Gains beside their controls", plots.controls(run)) if has_controls(card) else ""
+
+
 # -- figures -------------------------------------------------------------------------------------------------------
 
 
@@ -245,7 +347,7 @@ def _figures(run: Run, summaries: Mapping[Site, GateSummary]) -> str:
 
 def _warning(summary: GateSummary) -> str:
     """Said beside the map, where it can't be overlooked: selection by undecided gates is none."""
-    if summary.decided_share >= DECIDED_ENOUGH:
+    if summary.decided_share >= DECIDED_SHARE:
         return ""
     return (
         f'<p class="warning"><strong>Only {percent(summary.decided_share)} of the gates have decided.</strong> '
@@ -319,6 +421,16 @@ table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabul
 th, td { text-align: left; vertical-align: top; padding: .28rem .9rem .28rem 0; border-bottom: 1px solid var(--line);
   font-weight: normal; }
 thead th { color: var(--soft); }
+.verdict { margin: 0 0 .8rem; }
+.verdict strong { display: block; font-size: 1.9rem; line-height: 1.2; }
+.evidence { font-size: .84rem; line-height: 1.35; }
+.evidence td:first-child { white-space: nowrap; }
+.evidence td:nth-child(2) { min-width: 13rem; }
+.missing { color: var(--soft); }
+.command { white-space: nowrap; }
+.said { font-size: .9rem; margin-top: 1.2rem; }
+.said ul { margin: .2rem 0; padding-left: 1.2rem; }
+li:has(> .warning) { list-style: none; }
 .examples td { width: 25%; min-width: 11rem; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; }
 .settings { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1.5rem; }
 .training { grid-column: 1 / -1; }
@@ -338,6 +450,7 @@ code { background: var(--box); padding: 0 .25em; border-radius: 3px; font-size: 
 <p class="subtitle">$subtitle</p>
 $summary
 <section><h2>Scores</h2>$scores</section>
+<section><h2>Is it real?</h2>$evidence</section>
 $figures
 <section><h2>Examples</h2>$examples</section>
 <section><h2>Settings</h2>$settings</section>

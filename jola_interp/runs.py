@@ -370,6 +370,8 @@ class Run:
         if self._has_head_gates():
             counts = self.selection().counts()
             parts.append(", ".join(f"{count} {name}" for name, count in counts.items()))
+        if (stamp := self.convergence) is not None and not stamp.converged:
+            parts.append("not converged")
         if scores := self.scores:
             name = scores["metric"]
             base, edited = scores["base"][name], scores["edited"][name]

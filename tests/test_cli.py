@@ -167,6 +167,18 @@ def test_comparing_side_effects_and_describing(checkpoint: str, tmp_path: Path) 
     assert "tokens" in described and "not measured" in described
 
 
+def test_a_run_is_questioned_from_the_shell(checkpoint: str, tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    call("fit", "-m", checkpoint, "-t", "agreement", "--out", run, "--no-evaluate", "--backend", "hooks", *SIZES, *FAST)
+    card = json.loads(call("evidence", run, "--part", "gain", "--part", "convergence", "--json"))
+    assert set(card["parts"]) == {"gain", "convergence"} and "refits" in card["not_run"]
+    assert "Verdict" in call("evidence", run, "--part", "gain")
+    tags = {number["tag"] for number in json.loads(call("audit", run, "--json"))["numbers"]}
+    assert tags <= {"invariant", "basis-dependent", "not identified"} and len(tags) > 1
+    assert "U = " in call("rivals", run, "-k", "1", "--steps", "2", "--most", "2")
+    assert json.loads(call("calibrate", run, "--heads", "0", "--heads", "1", "--json"))["summary"]["sentence"]
+
+
 def test_part_of_the_test_rows_is_their_beginning(tmp_path: Path) -> None:
     run = make_run(tmp_path, names=("tiny", "agreement"))
     run.config["task"]["sizes"] = {"train": 12, "validation": 4, "test": 4}

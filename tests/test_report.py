@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ from typer.testing import CliRunner
 from jola_interp import analysis, cli, models, training
 from jola_interp.analysis import recipe
 from jola_interp.config import PRESETS
+from jola_interp.evidence.card import CHEAP, NAMES, PARTS
+from jola_interp.evidence.words import VERDICTS, in_words
 from jola_interp.report import report
 from jola_interp.runs import Run
+from tests.evidence_by_hand import audited, question, stamp
 from tests.runs_by_hand import make_run
 
 ABLATIONS: dict[str, dict[str, Any]] = {
@@ -37,6 +41,16 @@ def written(folder: Path, **options: Any) -> str:
     text = report(make_run(folder, **options)).read_text(encoding="utf-8")
     assert text.count(get_plotlyjs()) == 1
     return text.replace(get_plotlyjs(), "")
+
+
+def rewritten(run: Run) -> str:
+    """The report of a Run as it is now, without plotly's own code."""
+    return report(run).read_text(encoding="utf-8").replace(get_plotlyjs(), "")
+
+
+def evidence_in(text: str) -> str:
+    """The section "Is it real?", without its figure."""
+    return text.split("<h2>Is it real?</h2>")[1].split("<h2>")[0]
 
 
 class Strict(HTMLParser):
@@ -121,6 +135,86 @@ def test_equal_runs_give_equal_reports(tmp_path: Path) -> None:
 )
 def test_it_is_written_for_every_kind_of_run(tmp_path: Path, options: dict[str, Any], said: str) -> None:
     assert said in written(tmp_path, **options)
+
+
+def test_the_evidence_follows_the_scores_with_its_verdict_and_an_answer_a_part(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    card = question(run)
+    text = rewritten(run)
+    headings = re.findall("<h2>(.*?)</h2>", text)
+    assert headings[:3] == ["Scores", "Is it real?", "Gains beside their controls"]
+    shown = evidence_in(text)
+    assert f"<strong>{card.verdict.capitalize()}</strong>" in shown and escape(VERDICTS[card.verdict]) in shown
+    rows = re.findall("<tr><td><code>(.*?)</code></td><td>(.*?)</td><td>(.*?)</td></tr>", shown)
+    answers = [escape(in_words(name, card.parts[name])) for name in NAMES]
+    assert [list(row) for row in rows] == [
+        [part.name, escape(part.question), answer] for part, answer in zip(PARTS, answers, strict=True)
+    ]
+    parser = Strict()
+    parser.feed(text)
+    assert not parser.open and not parser.fetched
+    assert 'id="controls" class="plotly-graph-div"' in text
+
+
+def test_parts_that_were_not_run_stand_with_their_commands(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    question(run, CHEAP)
+    shown = evidence_in(rewritten(run))
+    told = re.findall(r"Not run: <code[^>]*>jola-interp evidence RUN --part (\w+)</code>", shown)
+    assert told == [name for name in NAMES if name not in CHEAP]
+    assert "<strong>Open</strong>" in shown
+
+
+def test_without_evidence_it_says_that_nothing_was_checked(tmp_path: Path) -> None:
+    shown = evidence_in(written(tmp_path / "a"))
+    assert "Nothing here was checked against a null" in shown and "jola-interp evidence RUN" in shown
+    assert "<table" not in shown and 'id="controls"' not in shown
+    ungated = evidence_in(written(tmp_path / "b", gates="none"))
+    assert "Nothing here was checked" in ungated and "jola-interp evidence" not in ungated  # it would be refused
+
+
+def test_evidence_without_a_gain_has_no_figure(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    question(run, ["convergence", "scope"])
+    assert 'id="controls"' not in rewritten(run)
+
+
+def test_evidence_about_another_edit_is_not_passed_off_as_this_ones(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    question(run)
+    assert "about another edit" not in rewritten(run)
+    next(iter(run.edit.log_alphas().values())).add_(1)
+    assert "about another edit" in rewritten(run)
+
+
+def test_text_from_evidence_is_text(tmp_path: Path) -> None:
+    run = make_run(tmp_path, names=("<img src=x>", "</script><b>task"))
+    question(run, causal={"sentence": "<script>alert(1)</script> & so on"})
+    text = rewritten(run)
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; so on" in text
+    assert "<script>alert" not in text and "<img" not in text and "</script><b>" not in text
+
+
+def test_no_head_is_said_to_add_what_the_audit_gives_to_others_as_well(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    question(run)
+    text = re.sub("<.*?>", "", rewritten(run))
+    adding = set(re.findall(r"(L\d+H\d+) adds", text))
+    assert adding == {head.label for head in audited().heads if head.effect is not None and head.identified}
+    assert "L1H2: an offset of layer 1 that other heads could host as well" in text
+    assert "Of the 3 selected heads with an offset, 2 are not identified" in text
+
+
+def test_the_convergence_stamp_is_in_the_summary(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert "No convergence stamp" in rewritten(run)
+    found = stamp(run)
+    text = rewritten(run)
+    assert escape(found.sentence()) in text and "Not converged" not in text
+    failed = stamp(run, decided=300, gap=0.2)
+    warned = re.search('<div class="warning"><strong>Not converged:</strong> (.*?)</div>', rewritten(run))
+    assert warned and len(failed.reasons) == 2 and all(escape(reason) in warned[1] for reason in failed.reasons)
+    assert "convergence stamp" not in written(tmp_path / "none", gates="none")
 
 
 def test_a_run_that_stopped_early_says_so(tmp_path: Path) -> None:

@@ -36,8 +36,9 @@ Forward = Callable[..., Any]
 
 _CHECKED: weakref.WeakKeyDictionary[nn.Module, set[bool]] = weakref.WeakKeyDictionary()
 """Models on which restarts were found to equal whole passes: plain (False), booted (True) or both."""
-_ROUNDINGS = 8
-"""How many roundings of its dtype a restarted pass may differ by, of the largest logit."""
+_ROUNDINGS, _BOUND = 8, 1e-5
+"""How far a restarted pass may differ: so many roundings of its dtype, at least this share of the largest logit. A
+product of fewer rows is added up in another order."""
 
 
 class RestartError(RuntimeError):
@@ -219,8 +220,8 @@ def _differing_layer(model: Model, attachments: Sequence[Attachment]) -> int | N
 def _agree(found: Tensor, expected: Tensor) -> bool:
     if found.shape != expected.shape:
         return False
-    bound = _ROUNDINGS * torch.finfo(expected.dtype).eps * float(expected.abs().max())
-    return float((found - expected).abs().max()) <= bound
+    bound = max(_ROUNDINGS * torch.finfo(expected.dtype).eps, _BOUND)
+    return float((found - expected).abs().max()) <= bound * float(expected.abs().max())
 
 
 # -- inside ------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ said to be missing.
 
 from __future__ import annotations
 
+import html
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ from jola_interp._log import logger
 from jola_interp.analysis.effects import leave_one_out
 from jola_interp.evidence import nulls, traps
 from jola_interp.evidence.audit import audit
+from jola_interp.evidence.calibration import calibrate
 from jola_interp.evidence.case import Case, open_case
 from jola_interp.evidence.causal import causal_heads
 from jola_interp.evidence.endpoint import paired
@@ -145,6 +147,15 @@ def _rivals(case: Case, options: Options) -> dict[str, Any]:
     return rivals(case, k=options.k).to_dict()
 
 
+def _calibration(case: Case, _: Options) -> dict[str, Any]:
+    """The summary; what it follows from is kept beside the trainings."""
+    folder = case.folder / "calibration"
+    found = calibrate(case.model, case.small_task, case.run, backend=case.backend, rule=case.rule, out=folder)
+    found.save(folder / "calibration.json")
+    summary: dict[str, Any] = found.to_dict()["summary"]
+    return summary
+
+
 def _units(case: Case, _: Options) -> dict[str, Any]:
     return traps.units(case)
 
@@ -166,6 +177,7 @@ PARTS: tuple[Part, ...] = (
     Part("replicates", "Would another seed and other rows agree?", 4, _replicates),
     Part("refits", "Would any heads do?", 21, _refits),
     Part("rivals", "How many disjoint sets do as well?", 7, _rivals),
+    Part("calibration", "Would it find heads that are known to be used?", 6, _calibration),
     Part("units", "Is additive against multiplicative an artefact of units?", 10, _units),
 )
 """All parts, from cheap to dear."""
@@ -235,6 +247,20 @@ class Card:
 
     def __repr__(self) -> str:
         return "\n".join([f"Evidence for {self.run}", *(f"  {line}" for line in self.sentences())])
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (part.name, part.question, in_words(part.name, self.parts[part.name]))
+            for part in PARTS
+            if part.name in self.parts
+        ]
+        cell = '<td style="text-align: left; vertical-align: top">'
+        table = "".join(f"<tr>{''.join(f'{cell}{html.escape(text)}</td>' for text in row)}</tr>" for row in rows)
+        missing = f"<p>Not run: {html.escape(', '.join(self.not_run))}.</p>" if self.not_run else ""
+        return (
+            f"<p>Evidence for {html.escape(self.run)}<br><b>Verdict: {html.escape(self.verdict)}.</b> "
+            f"{html.escape(VERDICTS[self.verdict])}</p><table>{table}</table>{missing}"
+        )
 
 
 def evidence_card(

@@ -127,11 +127,16 @@ class Case:
         settings = dataclasses.replace(settings, **changes)
         rows = task or self.small_task
         place = f"{name}-{_digest(edit, settings, rows, target)}"  # another question never finds an older one's answer
-        return fit(
+        run = fit(
             target, rows, edit, settings, preset=self.run.config["preset"],
             backend="lens" if target.booted else self.run.config["backend"],
             out=self.folder / place, resume=True,
         )  # fmt: skip
+        if (
+            run.status != "finished"
+        ):  # Ctrl-C ends one training; what is asked of it here must not go on with half of it
+            raise KeyboardInterrupt(f"{run.path} is {run.status}; the same call goes on where it stopped")
+        return run
 
     def score(self, run: Run) -> RowLosses:
         """The test rows under another Run's edit on this case's model."""

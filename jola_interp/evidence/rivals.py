@@ -23,6 +23,8 @@ MARGIN = 0.9
 """A rival set has to reach this share of the first set's gain."""
 MOST = 4
 """Sets to look for: a task that has four is done by one of many."""
+ROUNDING = 1e-5
+"""Nats: a smaller gain is what float32 rounds, and not one."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Rival:
     Attributes:
         heads: (layer, head) pairs.
         gain: NLL(base) − NLL(refit on these heads alone), over the test rows.
-        share: gain over the first set's.
+        share: gain over the first set's; 0 where that is none.
         short: NLL(refit) − NLL(first refit), row by row; 0 where it does as well.
     """
 
@@ -54,9 +56,9 @@ class Rivals:
     Attributes:
         k: heads in a set.
         margin: share of the first set's gain that a rival has to reach.
-        sets: those that did, the Run's own first.
-        failed: the set at which the gain was lost; None where the search ended before.
-        ended: why the search ended: "gain lost", "no heads left" or "limit".
+        sets: those that did, the Run's own first; none where that one has no gain to share.
+        failed: the set at which the gain was lost, or was not there; None where the search ended before.
+        ended: why the search ended: "gain lost", "no heads left", "limit" or "no gain".
     """
 
     k: int
@@ -73,7 +75,7 @@ class Rivals:
     @property
     def roles(self) -> dict[str, list[str]]:
         """``core`` heads of the Run's own set where no other set does (U = 1); ``contingent`` heads of sets that
-        another set can stand in for (U > 1); ``noise`` heads of the set at which the gain was lost."""
+        another set can stand in for (U > 1); ``noise`` heads of the set at which the gain was lost, or missing."""
         named = [[unit_label("heads", *unit) for unit in found.heads] for found in self.sets]
         flat = [label for labels in named for label in labels]
         lost = [unit_label("heads", *unit) for unit in self.failed.heads] if self.failed else []
@@ -82,6 +84,9 @@ class Rivals:
 
     def sentence(self) -> str:
         """The answer in words."""
+        if self.failed is not None and self.ended == "no gain":
+            gain = self.failed.gain
+            return f"U = 0: a refit of the Run's own {self.k} heads gains {gain} nat, so there is nothing to share."
         end = {
             "gain lost": "; the next set loses the gain",
             "no heads left": "; fewer than that many heads were left to try",
@@ -138,6 +143,8 @@ def rivals(
     The first set is the Run's: its K heads with the largest P(open). Then JoLA is trained with all heads found so far
     forbidden, at the same price per gate, and its K most open heads are the next candidate. A candidate counts if a
     refit of it alone (no gates, the same steps and learning rates for all) reaches ``margin`` of the first set's gain.
+    Where the first set itself gains nothing (the 95 % interval of its gain does not lie above 0, or it is rounding),
+    U = 0 and nothing is searched for.
 
     Args:
         run: a Run, its directory, or an opened case (then what follows up to ``model`` is that of the case).
@@ -165,6 +172,8 @@ def rivals(
     heads = most_open(case.run, size)
     first = case.refit(heads, f"rivals/k{size}/0-refit").nll
     sets = [_rival(case, heads, first, first)]
+    if not sets[0].gain.low > ROUNDING:  # any heads reach a share of nothing
+        return Rivals(size, margin, (), sets[0], "no gain")
     forbidden = set(heads)
     while len(sets) < most:
         if total - len(forbidden) < size:
@@ -201,4 +210,4 @@ def _next(case: Case, forbidden: set[tuple[int, int]], k: int, place: int) -> He
 def _rival(case: Case, heads: Heads, nll: np.ndarray, first: np.ndarray) -> Rival:
     gain = float((case.base.nll - first).mean())
     own = paired(case.base.nll - nll)
-    return Rival(heads, own, own.value / gain if gain else float("nan"), paired(nll - first))
+    return Rival(heads, own, own.value / gain if gain > 0 else 0.0, paired(nll - first))

@@ -49,6 +49,10 @@ def _interval(found: Mapping[str, Any]) -> str:
     return f"{found['value']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
 
 
+def _p(value: float) -> str:
+    return "p < .001" if value < 0.001 else f"p = {value:.3f}"
+
+
 def _gain_words(found: Mapping[str, Any]) -> str:
     text = f"NLL {found['base']:.3f} → {found['edited']:.3f} nats per token, gain {_interval(found['gain'])}."
     if found.get("label"):
@@ -97,7 +101,7 @@ def _retrained_words(found: Mapping[str, Any]) -> str:
     overlap = found["overlap"]
     return (
         f"It selects {found['selected']} heads ({100 * found['decided']:.0f} % of the gates decided); Jaccard with the "
-        f"Run's {overlap['jaccard']:.2f}, chance {overlap['chance']:.2f} (p = {overlap['p']:.3f}); gain "
+        f"Run's {overlap['jaccard']:.2f}, chance {overlap['chance']:.2f} ({_p(overlap['p'])}); gain "
         f"{_interval(found['gain'])}."
     )
 
