@@ -410,7 +410,8 @@ def show(
 
     found = Run.load(run)
     place = _site(found, site)
-    chosen = found.selection(rule, place) if found.edit.gates != "none" else None
+    gated = any(at == place for at, _ in found.edit.log_alphas())
+    chosen = found.selection(rule, place) if gated else None
     if as_json:
         heads = chosen.to_frame().to_dict("records") if chosen is not None else []
         counts = chosen.counts() if chosen is not None else {}
@@ -592,7 +593,7 @@ def _model_for(run: Run, name: str | None) -> Model | None:
 
 def _site(run: Run, wanted: str | None) -> Site:
     """Where to look for selected units: ``wanted``, or the first site of the edit (heads come first)."""
-    sites: list[Site] = [site for site in SITES if site in run.edit.sites]
+    sites: list[Site] = [site for site in SITES if site in run.edit.masks()]
     found = next((site for site in sites if wanted in (site, None)), None)
     if found is None:
         raise ValueError(f"--site must be one of {', '.join(sites)}, where this edit acts; got {wanted!r}")
@@ -658,11 +659,15 @@ def _print_run(run: Run, written: list[Path], rule: str = DEFAULT_RULE) -> None:
 
 def _gates_in_words(run: Run, rule: str) -> list[str]:
     """One line per site of the edit: how many units use their gates how."""
-    if run.edit.gates == "none":
-        return [f"no gates: every editable unit acts ({', '.join(run.edit.sites)})"]
+    sites = ", ".join(run.edit.masks())
+    if run.edit.type_name != "jola":
+        return [f"no JoLA gates: the edit is {run.edit.type_name} ({sites}), of which rules select nothing"]
+    gated = {site for site, _ in run.edit.log_alphas()}
+    if not gated:
+        return [f"no gates: every editable unit acts ({sites})"]
     lines = []
     for site in SITES:
-        if site in run.edit.sites:
+        if site in gated:
             counts = run.selection(rule, site).counts()
             noun = "heads" if site == "heads" else "MLPs"
             lines.append(f"{noun} open ({rule}): " + ", ".join(f"{count} {name}" for name, count in counts.items()))

@@ -15,6 +15,7 @@ from jola_interp.analysis.recipe import changed_edit, changed_training, command,
 from jola_interp.analysis.summary import kept_label, percent, title_of
 from jola_interp.convergence import DECIDED_SHARE, UNDECIDED
 from jola_interp.edits.base import Site
+from jola_interp.edits.jola import JoLA
 from jola_interp.evidence.card import PARTS, Card, Part
 from jola_interp.evidence.words import VERDICTS, in_words
 from jola_interp.runs import edit_digest
@@ -92,9 +93,15 @@ def report(run: Run, path: str | Path | None = None) -> Path:
 
 def _subtitle(run: Run) -> str:
     found = run.config
-    parts = [f"JoLA with {run.edit.gates} gates" if run.edit.gates != "none" else "JoLA without gates"]
+    parts = [_kind_of_edit(run)]
     parts += [f"preset {found['preset']}", f"backend {found['backend']}", f"seed {found['train']['seed']}"]
     return " · ".join([*parts, f"{run.edit.n_parameters():,} parameters", f"jola_interp {found['jola_interp']}"])
+
+
+def _kind_of_edit(run: Run) -> str:
+    if run.edit.type_name != JoLA.type_name:
+        return f"{run.edit.type_name}, no JoLA"
+    return f"JoLA with {run.edit.gates} gates" if run.edit.gates != "none" else "JoLA without gates"
 
 
 def _status(run: Run) -> list[str]:
@@ -147,7 +154,7 @@ def _stamp(run: Run) -> list[str]:
 
 def _owners(card: Card | None) -> list[str]:
     """An open additive gate does not make the offset the head's own: what the audit found, where it found so."""
-    audited = [] if card is None else card.parts.get("audit", {}).get("heads", [])
+    audited = [] if card is None else card.had.get("audit", {}).get("heads", [])
     adding = [head for head in audited if head["effect"] is not None]
     others = sum(not head["identified"] for head in adding)
     if not others:
@@ -159,6 +166,9 @@ def _owners(card: Card | None) -> list[str]:
 
 
 def _heads_in_words(run: Run, summaries: Mapping[Site, GateSummary]) -> list[str]:
+    if run.edit.type_name != JoLA.type_name:
+        name = escape(run.edit.type_name)
+        return [f"This Run has no JoLA gates: its edit is <code>{name}</code>, of which no rule selects heads."]
     if not summaries:
         return ["The edit has no gates: nothing was selected, every editable unit acts."]
     return [line for summary in summaries.values() for line in _site_in_words(run, summary)]
@@ -213,7 +223,7 @@ def _scores(run: Run) -> str:
 
 def _settings(run: Run) -> str:
     """Every setting; those that differ from the preset stand out."""
-    found, changed = run.config, {**changed_training(run), **changed_edit(run)}
+    found, changed = run.config, {**changed_training(run), **_changed_edit(run)}
     groups = {
         "Model": {name: value for name, value in found["model"].items() if name != "head_shape"}
         | found["model"]["head_shape"],
@@ -227,6 +237,11 @@ def _settings(run: Run) -> str:
         tables.append(f'<div class="{name.lower()}"><h3>{name}</h3>{listed}</div>')
     note = f'<p class="note">Bold: not as in the preset {escape(str(found["preset"]))}.</p>'
     return f'<div class="settings">{"".join(tables)}</div>{note}'
+
+
+def _changed_edit(run: Run) -> dict[str, Any]:
+    """Against the preset, which only has switches for JoLA."""
+    return changed_edit(run) if run.edit.type_name == JoLA.type_name else {}
 
 
 def _pairs(values: Mapping[str, Any], changed: Mapping[str, Any]) -> str:
@@ -250,14 +265,24 @@ def _examples(run: Run) -> str:
 
 
 def _reproduce(run: Run) -> str:
-    found, line = run.config, command(run)
-    shell = f"<pre>{escape(line)}</pre>" if line else "<p>The command line has no words for this edit.</p>"
+    found = run.config
     return (
-        f"<pre>{escape(python_lines(run))}</pre>{shell}"
+        f"{_recipe(run)}"
         "<p>The rows depend on the seed they were drawn with (42 unless you chose one). The right rows and "
         f"weights give these fingerprints: task <code>{escape(found['task']['fingerprint'][:16])}</code>, model "
         f"<code>{escape(found['model']['fingerprint'][:16])}</code>.</p>"
     )
+
+
+def _recipe(run: Run) -> str:
+    if run.edit.type_name != JoLA.type_name:
+        return (
+            f"<p>Lines are written for JoLA only; this edit is <code>{escape(run.edit.type_name)}</code>, with the "
+            "switches above.</p>"
+        )
+    line = command(run)
+    shell = f"<pre>{escape(line)}</pre>" if line else "<p>The command line has no words for this edit.</p>"
+    return f"<pre>{escape(python_lines(run))}</pre>{shell}"
 
 
 # -- evidence ------------------------------------------------------------------------------------------------------
@@ -268,8 +293,12 @@ def _evidence(run: Run, card: Card | None) -> str:
     if card is None:
         return f"<p>Nothing here was checked against a null: {_how_to_check(run)}.</p>"
     rows = [[f"<code>{part.name}</code>", escape(part.question), _answer(part, card)] for part in PARTS]
-    used = card.settings
-    note = f"Selected heads: {used['rule']}. Refits take {used['steps']} steps each."
+    asked = [
+        f"{name}: {', '.join(f'{key} {value}' for key, value in one.items())}"
+        for name, one in card.asked.items()
+        if one
+    ]
+    note = f"Asked for: {'; '.join(asked)}." if asked else ""
     return (
         f"{_foreign(run, card)}{_verdict(card)}{_table(['Part', 'Question', 'Answer'], rows, 'evidence')}"
         f'<p class="note">{escape(note)}</p>{_may_be_said(card)}{_controls(run, card)}'
@@ -307,9 +336,9 @@ def _foreign(run: Run, card: Card) -> str:
 
 def _may_be_said(card: Card) -> str:
     """Only what the audit allows: a head adds its offset where no other head could."""
-    if "audit" not in card.parts:
+    if "audit" not in card.had:
         return ""
-    audit = stored_audit(card.parts["audit"])
+    audit = stored_audit(card.had["audit"])
     if not audit.heads:
         return ""
     lines = [_said(head.label, audit.sentence(head.label)) for head in audit.heads[:HEADS]]
@@ -340,7 +369,7 @@ def _figures(run: Run, summaries: Mapping[Site, GateSummary]) -> str:
             snapshots, curves = plots.gate_snapshots(run, site=site), plots.gate_trajectories(run, site=site)
             parts.append(_figure(f"snapshots-{site}", f"Gates over training{place}", snapshots))
             parts.append(_figure(f"trajectories-{site}", f"Every gate's path{place}", curves))
-    if "ce" in run.metrics:
+    if "ce" in run.metrics and run.edit.type_name == JoLA.type_name:  # its axes count log-alpha gates
         parts.append(_figure("loss", "Loss", plots.loss(run)))
     return "".join(parts)
 
@@ -369,7 +398,8 @@ def _figure(name: str, heading: str, figure: Any, before: str = "") -> str:
 
 
 def _gated_sites(run: Run) -> list[Site]:
-    return [] if run.edit.gates == "none" else list(run.edit.sites)  # type: ignore[arg-type]
+    gated = {site for site, _ in run.edit.log_alphas()}
+    return [site for site in run.edit.masks() if site in gated]
 
 
 def _metric(name: str) -> str:

@@ -100,7 +100,8 @@ def fit(
     Args:
         model: a name, a path, a loaded model or a :class:`Model` (see :func:`load_model`).
         task: a name, a folder of JSONL files, or a :class:`Task`.
-        edit: a name out of :func:`methods`, or an edit; it is copied, and given starting values unless it has some.
+        edit: a name out of :func:`methods`, or an edit; it is copied, and given starting values unless it has some. An
+            edit of your own keeps its own inference gate and starting log α; a name takes the preset's.
         config: training fields; None takes the preset's.
         preset: ``selective`` (gates that decide), ``paper`` or ``reference``.
         backend: ``lens`` (TransformerLens) or ``hooks`` (plain PyTorch hooks, SDPA attention).

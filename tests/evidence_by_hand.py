@@ -27,10 +27,10 @@ def question(run: Run, parts: Iterable[str] = NAMES, **changes: Any) -> Card:
     """Write ``evidence.json`` with some parts into a Run's directory; ``changes`` replace what a part found."""
     everything = {**_cheap(), **_trainings(), **changes}
     found = {name: everything[name] for name in NAMES if name in set(parts) and name in everything}
-    missing = tuple(name for name in NAMES if name not in found)
-    settings = {"steps": 60, "rule": "p_open>0.5", "edit": edit_digest(run.edit)}
+    settings = {"edit": edit_digest(run.edit)}
+    asked = {name: {"steps": 60, "rule": "p_open>0.5"} for name in found}
     about = f"{run.config['model']['name']} on {run.config['task']['name']}, seed 42"
-    card = Card(about, found, missing, settings)
+    card = Card(about, found, asked, settings)
     _files.write_json(run.path / EVIDENCE, card.to_dict())
     return card
 
@@ -112,17 +112,22 @@ def _trainings() -> dict[str, Any]:
             "gain": {"offsets": _gain(0.931), "bias": _gain(0.915)},
             "difference": _gain(-0.016, 0.03),
             "parameters": {"offsets": 17280, "bias": 17280},
+            "rates": {"offsets": 1.0, "bias": 4.0},
+            "at_edge": ["bias"],
         },
         "label_shuffle": _retrained("label_shuffle", -0.3, 0.14).to_dict(),
         "random_base": _retrained("random_base", 0.1, 0.04).to_dict(),
         "basis": _retrained("basis 0", 0.91, 0.36).to_dict()
         | {"counts": {name: {"none": 247, "additive": 19, "both": 4} for name in ("run", "rotated")}},
         "causal": {"overlap": shared.to_dict(), "sentence": "The task needs 25 of 270 heads of the model as it is."},
-        "noise_tax": {"tax": _gain(0.02, 0.03), "nll": {}, "rates": {}},
+        "noise_tax": {
+            "tax": _gain(0.02, 0.03), "nll": {}, "rates": {"gated": 1.0, "ungated": 0.25}, "at_edge": [],
+        },
         "replicates": Replicates(runs, _paired(0.15, 0.02), 0.5, True, ((0, 2), (1, 0))).to_dict(),
         "refits": Refits(
-            heads=((1, 2), (2, 1), (0, 3), (2, 3)), steps=60, base=BASE, selected=own, random=random,
-            shared=(1,) * len(random), p=0.45, advantage=_paired(0.04, 0.02), complement=BASE - 0.928, share=0.998,
+            heads=((1, 2), (2, 1), (0, 3), (2, 3)), steps=60, base=BASE, selected=own, gain=_paired(BASE - own),
+            random=random, shared=(1,) * len(random), p=0.45, advantage=_paired(0.04, 0.02),
+            complement=BASE - 0.928, share=0.998,
         ).to_dict(),
         "rivals": _rivals((0.97, 0.95, 0.9)).to_dict(),
         "calibration": {"sentence": "4 of 5 planted heads were found; 2 of 6 findings were not planted."},
@@ -133,7 +138,13 @@ def _trainings() -> dict[str, Any]:
 def _rivals(shares: tuple[float, ...]) -> Rivals:
     """The Run's own set and others that reach these shares of its gain."""
     sets = tuple(
-        Rival(((place, 0), (place, 1)), _paired(0.93 * share), share, _paired(0.93 * (1 - share)))
+        Rival(
+            ((place, 0), (place, 1)),
+            _paired(0.93 * share),
+            share,
+            _paired(0.93 * (1 - share)),
+            _paired(0.93 * (share - 0.9)),
+        )
         for place, share in enumerate((1.0, *shares))
     )
-    return Rivals(2, 0.9, sets, None, "limit")
+    return Rivals(2, 0.9, sets, None, "limit", 4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ import typer.testing
 from jola_interp import __version__, cli, models
 from jola_interp._log import logger
 from jola_interp.config import TrainConfig, resolve
-from jola_interp.models import load_model
+from jola_interp.edits.head_gates import HeadGates
+from jola_interp.models import Model, load_model
 from jola_interp.runs import Run
 from jola_interp.schedules import REFERENCE_PENALTY
-from jola_interp.tasks import load_task
+from jola_interp.tasks import Task, load_task
+from jola_interp.training import fit
 from tests.conftest import build_hf
 from tests.runs_by_hand import make_run
 from tests.test_report import ABLATIONS
@@ -232,6 +235,17 @@ def test_every_kind_of_run_is_shown_with_its_scores(tmp_path: Path, switches: di
     assert (
         "52.00 [51.00, 53.00]" in call("show", str(tmp_path)) and Path(call("report", str(tmp_path)).strip()).exists()
     )
+
+
+def test_a_run_without_jola_gates_is_shown_and_reported(
+    make_model: Callable[..., Model], toy_task: Task, tmp_path: Path
+) -> None:
+    model, out = make_model(), str(tmp_path / "run")
+    fit(model, toy_task, HeadGates(model.head_shape), backend="hooks", max_steps=2, evaluate=False, out=out)
+    assert "no JoLA gates: the edit is head_gates (heads)" in call("show", out)
+    listed = json.loads(call("show", out, "--json"))
+    assert (listed["site"], listed["heads"], listed["counts"]) == ("heads", [], {})
+    assert "This Run has no JoLA gates" in Path(call("report", out).strip()).read_text()
 
 
 def test_a_run_in_which_nothing_is_selected_is_shown(tmp_path: Path) -> None:

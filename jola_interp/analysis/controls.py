@@ -91,8 +91,8 @@ def controls(run: Run) -> Controls:
     command = f"jola-interp evidence {run.path}"
     if card is None:
         raise ValueError(f"{run.path} has no evidence.json, so no gain was held against a control: run `{command}`")
-    rows = _as_trained(card.parts)
-    rows += [row for name, read in READERS.items() if name in card.parts for row in read(card.parts[name])]
+    rows = _as_trained(card.had)
+    rows += [row for name, read in READERS.items() if name in card.had for row in read(card.had[name])]
     if not rows:
         named = " ".join(f"--part {name}" for name in ("gain", "norm_matched"))
         raise ValueError(f"{run.path}: no part of its evidence.json is about a gain: run `{command} {named}`")
@@ -101,7 +101,7 @@ def controls(run: Run) -> Controls:
 
 def has_controls(card: Card) -> bool:
     """Whether :func:`controls` finds anything in a card."""
-    return any(name in card.parts for name in (*OWN, *READERS))
+    return any(name in card.had for name in (*OWN, *READERS))
 
 
 def stored_audit(found: Mapping[str, Any]) -> Audit:
@@ -187,7 +187,8 @@ def _notes(card: Card, rows: list[Control]) -> tuple[str, ...]:
         notes.append("Blue is in question, orange is what it has to beat; dashed: the blue gain of the group.")
         notes.append("Bars that overlap are no test of a difference; the card has those, paired by row.")
     if groups - {TRAINED, EMPTY}:
-        notes.append(f"Refits take {card.settings['steps']} steps each.")
-    if "random_base" in card.parts:
+        steps = sorted({one["steps"] for one in card.asked.values() if "steps" in one})
+        notes.append(f"Refits take {' or '.join(map(str, steps))} steps each.")
+    if "random_base" in card.had:
         notes.append("Random weights: gain over that model's own NLL.")
     return tuple(notes)

@@ -251,6 +251,7 @@ def audit(
     margin: float = 0.01,
     batch_size: int = 16,
     seed: int = 0,
+    rule: str = selection.DEFAULT_RULE,
 ) -> Audit:
     """Measure every number, apply a symmetry, measure it again, for each symmetry of (model, edit).
 
@@ -262,32 +263,36 @@ def audit(
     changed by more than ``margin``. ``max_logit_change`` shows how exact each was.
 
     All passes are on plain float32 weights: the model itself if it is that, else a copy; the basis change makes
-    another. A model that TransformerLens has wrapped is loaded anew. Every selected head that adds costs a pass over
-    the rows (with a task) and a singular value decomposition.
+    another. A model that TransformerLens has wrapped is loaded or made anew. Every selected head that adds costs a
+    pass over the rows (with a task) and a singular value decomposition.
 
     Args:
         run: whose edit.
-        task: on whose test rows the score, NLL in nats per answer token, is taken; None scores logits at random tokens.
+        task: on whose test rows the score, NLL in nats per answer token, is taken. None is NOT the Run's own task: it
+            means random tokens, at which the score is the logits themselves and no ΔCE can be taken.
         model: None is the Run's own.
         rows: only the first so many test rows.
         span: a head is not identified where at least this share of its offset's effect can be hosted by others …
         margin: … at a ΔCE of no more than so many nats (without a task by the share alone).
         batch_size: rows a pass.
         seed: of the rotations and the random tokens.
+        rule: which heads count as selected: they are audited one by one, and the set and its statuses are tagged.
 
     Raises:
-        ValueError: a number out of its range; ``rows`` without a task; a task without test rows; a model with an edit
-            attached, without a tokenizer (with a task), quantised, or booted and not to be loaded again.
+        ValueError: a number out of its range; a rule outside the grammar; ``rows`` without a task; a task without test
+            rows; a model with an edit attached, without a tokenizer (with a task), quantised, or booted and neither to
+            be loaded nor made again.
     """
     _check(span=(span, 0.0, 1.0), margin=(margin, 0.0, float("inf")))
     _check_whole(batch_size=(batch_size, 1), seed=(seed, 0), **({} if rows is None else {"rows": (rows, 1)}))
+    selection.parse_rule(rule)
     data = _data(task, rows)
     target = run.model_or(model)
     require_unedited(target, "audit")
     work = fresh(target) if target.booted or target.dtype != torch.float32 else target
-    bench = _Bench(work, run.edit, _encoded(run, work, data, rows), batch_size, seed)
+    bench = _Bench(work, run.edit, _encoded(run, work, data, rows), batch_size, seed, rule)
     before = bench.read(run.edit)
-    selected = _selected(run.edit)
+    selected = _selected(run.edit, rule)
     heads, moves = _heads(bench, before, selected, span, margin)
     after, notes = _transformed(bench, moves, margin)
     found = {name: reading for name, (reading, _) in after.items()}
@@ -326,14 +331,14 @@ class _Reading:
 class _Bench:
     """A plain float32 model, the edit, the rows: what readings are taken with."""
 
-    def __init__(self, model: Model, edit: JoLA, rows: Sequence[Encoded], batch_size: int, seed: int):
+    def __init__(self, model: Model, edit: JoLA, rows: Sequence[Encoded], batch_size: int, seed: int, rule: str):
         self.model, self.edit, self.rows = model, edit, rows
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.rule = batch_size, seed, rule
 
     def read(self, edit: JoLA, model: Model | None = None, live: JoLA | None = None) -> _Reading:
         """Numbers of ``edit``, passes with ``live`` (None: the same), both on ``model`` (None: its own)."""
         on = model or self.model
-        values = values_of(edit, lambda layer: output_weight(on, layer))
+        values = values_of(edit, lambda layer: output_weight(on, layer), self.rule)
         logits, losses = self._passes(live or edit, on)
         return _Reading(values, logits, losses)
 
@@ -357,7 +362,7 @@ class _Bench:
         return found, losses
 
 
-def values_of(edit: JoLA, weight_of: WeightOf) -> dict[str, Value]:
+def values_of(edit: JoLA, weight_of: WeightOf, rule: str = selection.DEFAULT_RULE) -> dict[str, Value]:
     """The numbers that an edit is reported by, but for its score: name to a map [layer, unit], [layer] or a set.
 
     ``‖g_a a W_O‖`` is per head, ``‖Σ_h g_a a W_O‖`` per layer; units that are not editable are 0. Numbers of the
@@ -366,18 +371,18 @@ def values_of(edit: JoLA, weight_of: WeightOf) -> dict[str, Value]:
     found: dict[str, Value] = {}
     for site in edit.masks():
         suffix = "" if site == "heads" else f" ({site})"
-        found |= {name + suffix: value for name, value in _of_gates(edit, site).items()}
+        found |= {name + suffix: value for name, value in _of_gates(edit, site, rule).items()}
         found |= {name + suffix: value for name, value in _of_vectors(edit, site).items()}
     return found | _of_effects(edit, weight_of)
 
 
-def _of_gates(edit: JoLA, site: Site) -> dict[str, Value]:
-    """P(open) per kind, and what the default rule makes of it; nothing without gates."""
+def _of_gates(edit: JoLA, site: Site, rule: str) -> dict[str, Value]:
+    """P(open) per kind, and what the rule makes of the gates; nothing without any."""
     logs = _log_alphas(edit, site)
     if not logs:
         return {}
     opens = {f"P(open) {kind}": np.nan_to_num(selection.measure("p_open", value)) for kind, value in logs.items()}
-    chosen = selection.select(logs, site=site)
+    chosen = selection.select(logs, rule, site=site)
     return opens | {SELECTED: frozenset(chosen.labels), STATUSES: frozenset(map(" ".join, _by_status(chosen)))}
 
 
@@ -449,7 +454,7 @@ def _in_basis(bench: _Bench) -> tuple[_Reading, list[str]]:
         turned = rotated(bench.model, bench.seed)
     except ValueError as error:
         every = per_head(turns, bench.model.head_shape)
-        values = values_of(near, lambda layer: every[layer].mT @ output_weight(bench.model, layer))
+        values = values_of(near, lambda layer: every[layer].mT @ output_weight(bench.model, layer), bench.rule)
         return _Reading(values, None, None), [f"basis: numbers only, the score was not taken again ({error})"]
     return bench.read(near, turned, TurnedJoLA(bench.edit, turns)), []
 
@@ -488,13 +493,13 @@ def _heads(
     return tuple(heads), moves
 
 
-def _selected(edit: JoLA) -> list[tuple[int, int, str]]:
+def _selected(edit: JoLA, rule: str) -> list[tuple[int, int, str]]:
     """(layer, head, status) of each selected head, best first; without gates, each editable head that acts."""
     if "heads" not in edit.sites:
         return []
     logs = _log_alphas(edit, "heads")
     if logs:
-        chosen = selection.select(logs)
+        chosen = selection.select(logs, rule)
         return [(*unit, status) for unit, status in zip(chosen.units, chosen.statuses, strict=True)]
     acts = {name: vector.detach().ne(0).any(-1).cpu() for name, vector in edit.site("heads").vectors.items()}
     code = sum((1 + (name == "multiplicative")) * act.int() for name, act in acts.items()) * edit.masks()["heads"].cpu()

@@ -16,10 +16,10 @@ from jaxtyping import Bool, Float, Int
 from jola_interp import _files, selection
 from jola_interp.config import TrainConfig, preset, resolve
 from jola_interp.edits.jola import JoLA, Operation
-from jola_interp.evidence.case import FOLDER, fresh
+from jola_interp.evidence.case import FOLDER, fresh, training_digest
 from jola_interp.evidence.planting import Ground, PlantedGate, Planting, Prior, default_prior, plant, prior_of
 from jola_interp.models import load_model
-from jola_interp.runs import Run
+from jola_interp.runs import Run, edit_digest
 from jola_interp.tasks import Task, load_task
 from jola_interp.training import fit
 
@@ -186,15 +186,17 @@ class Trial:
     def gates(self, kind: str) -> tuple[Float[np.ndarray, " gate"], Bool[np.ndarray, " gate"]]:
         """(log α, whether it was planted) of each gate of a kind; a group counts once, by its highest log α."""
         values = self.log_alpha[kind].copy()
-        hosting = [
-            hosts for group in self.groups for operation, hosts in group.hosts.items() if kind in self.kinds(operation)
-        ]
+        hosting = [hosts for group in self.groups if (hosts := self._hosts(group, kind))]
         highest = [max(self.log_alpha[kind][unit] for unit in hosts) for hosts in hosting]
         for unit in {unit for hosts in hosting for unit in hosts}:
             values[unit] = np.nan
         others = values[np.isfinite(values)]
         truth = np.concatenate([np.ones(len(highest), bool), np.zeros(len(others), bool)])
         return np.concatenate([np.array(highest, dtype=float), others]), truth
+
+    def _hosts(self, group: Group, kind: str) -> set[tuple[int, int]]:
+        """Heads whose gate of that kind could open for the group: for either operation where the gate is shared."""
+        return {unit for operation, hosts in group.hosts.items() if kind in self.kinds(operation) for unit in hosts}
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; None stands for NaN."""
@@ -480,8 +482,9 @@ def calibrate(
     cross-entropy. Without one the penalty is scaled to what was planted: a gate costs a quarter (``PRICE``) of what
     the median planted gate alone is worth, λ = price · number of gates, in every planting alike.
 
-    Each planting's training is a Run in ``out``; one that is finished there is read instead of trained, so that a
-    calibration that was cut short goes on where it stopped.
+    Each planting's training is a Run in ``out``, in a folder whose name ends in eight characters that differ where
+    trainings differ; one that is finished there is read instead of trained, so that a calibration that was cut short
+    goes on where it stopped.
 
     Args:
         model, task: as for ``fit``.
@@ -526,9 +529,10 @@ def calibrate(
     if found is None and config is None and "penalty" not in overrides:
         settings = replace(settings, penalty=_scaled_penalty(plantings, student))
     folder = _folder(out, found, data, seed)
+    ends = [_digest(ground, data, planting, student, settings, preset) for planting in plantings]
     trials = tuple(
-        recover(ground, data, planting, student, settings, folder / f"planting-{i:03d}", preset=preset, rule=rule)
-        for i, planting in enumerate(plantings)
+        recover(ground, data, planting, student, settings, folder / f"planting-{i:03d}-{end}", preset=preset, rule=rule)
+        for i, (planting, end) in enumerate(zip(plantings, ends, strict=True))
     )
     return Calibration(target.name, data.name, recorded(settings, student), trials)
 
@@ -604,6 +608,12 @@ def _scaled_penalty(plantings: Sequence[Planting], edit: JoLA) -> float:
         raise ValueError("heads: nothing is planted, so that no penalty can be scaled to it: give penalty=")
     gates = sum(int(edit.masks()[site].sum()) for site, _ in edit.log_alphas())
     return PRICE * float(np.median(effects)) * gates
+
+
+def _digest(ground: Ground, task: Task, planting: Planting, edit: JoLA, settings: TrainConfig, preset: str) -> str:
+    """Of a planting's training: what is trained, from where, and on what the planted edit says."""
+    teacher, start = edit_digest(planting.teacher), edit_digest(edit) if edit.initialised else "drawn"
+    return training_digest(edit, settings, task, ground.model, ground.backend, preset, teacher, start)
 
 
 def _folder(out: str | Path | None, run: Run | None, task: Task, seed: int) -> Path:

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from jola_interp import _files, selection
 from jola_interp._log import logger
 from jola_interp.analysis.effects import leave_one_out
+from jola_interp.backends.restart import RestartError
 from jola_interp.evidence import nulls, traps
 from jola_interp.evidence.audit import audit
 from jola_interp.evidence.calibration import calibrate
@@ -25,7 +29,7 @@ from jola_interp.evidence.causal import causal_heads
 from jola_interp.evidence.endpoint import paired
 from jola_interp.evidence.refits import refits
 from jola_interp.evidence.rivals import rivals
-from jola_interp.evidence.words import VERDICTS, in_words, verdict_of
+from jola_interp.evidence.words import NOT_APPLICABLE, VERDICTS, in_words, verdict_of
 from jola_interp.models import load_model
 from jola_interp.runs import EVIDENCE, Run, edit_digest
 
@@ -47,6 +51,9 @@ class Options:
         rows: rows of the exact leave-one-out.
         audit_rows: rows on which the audit moves the offset of one selected head after the other.
         k: heads in a rival set; None is chosen by :func:`jola_interp.evidence.rivals`.
+
+    Raises:
+        ValueError: a number below what it must be at least, or fewer draws than pairs.
     """
 
     sets: int = 19
@@ -56,15 +63,31 @@ class Options:
     audit_rows: int = 16
     k: int | None = None
 
+    def __post_init__(self) -> None:
+        for name, least in (("sets", 1), ("pairs", 2), ("rows", 2), ("audit_rows", 2), ("k", 1)):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise ValueError(f"{name} must be an integer, {least} or more; got {value!r}")
+        if self.draws is not None and len(self.draws) < self.pairs:
+            raise ValueError(f"draws: {len(self.draws)} for {self.pairs} pairs")
+
 
 @dataclass(frozen=True)
 class Part:
-    """One piece of evidence: its name, the question it answers, and how many trainings that takes."""
+    """One piece of evidence: its name, the question it answers, how many trainings that takes, and what was asked for
+    beside (settings and options) that its answer depends on."""
 
     name: str
     question: str
     trainings: int
     compute: Callable[[Case, Options], dict[str, Any]]
+    depends: tuple[str, ...] = ()
+
+    def asked(self, case: Case, options: Options) -> dict[str, Any]:
+        """What its answer depends on, JSON-ready: another answer is needed where this differs."""
+        draws = None if options.draws is None else [task.fingerprint for task in options.draws]
+        known = {**asdict(replace(options, draws=None)), "draws": draws, "steps": case.steps, "rule": case.rule}
+        return {name: known[name] for name in self.depends}
 
 
 def _convergence(case: Case, _: Options) -> dict[str, Any]:
@@ -82,11 +105,15 @@ def _gain(case: Case, _: Options) -> dict[str, Any]:
 def _leave_one_out(case: Case, options: Options) -> dict[str, Any]:
     """In float32: the effect of one gate can be smaller than what bfloat16 rounds away."""
     exact = load_model(case.model.source, dtype="float32") if case.model.source else case.model
-    effects = leave_one_out(case.run, case.task, exact, rows=options.rows)
-    frame = effects.to_frame().sort_values("effect", ascending=False)
+    try:
+        effects = leave_one_out(case.run, case.task, exact, rows=options.rows)
+    except RestartError as error:
+        logger.warning("evidence: %s; the whole model is run for every gate", error)
+        effects = leave_one_out(case.run, case.task, exact, rows=options.rows, naive=True)
+    frame = effects.to_frame()[effects.measured].sort_values("effect", ascending=False)
     clear = frame[frame["effect"] > 2 * frame["se"]]
     return {
-        "rows": options.rows,
+        "rows": int(effects.by_row.shape[1]),
         "gates": len(frame),
         "clear": len(clear),
         "reliability": effects.reliability,
@@ -108,7 +135,7 @@ def _prefixes(case: Case, _: Options) -> dict[str, Any]:
 
 def _audit(case: Case, options: Options) -> dict[str, Any]:
     rows = min(options.audit_rows, len(case.task.test))
-    return audit(case.run, case.task, case.model, rows=rows).to_dict()
+    return audit(case.run, case.task, case.model, rows=rows, rule=case.rule).to_dict()
 
 
 def _bias(case: Case, _: Options) -> dict[str, Any]:
@@ -162,23 +189,23 @@ def _units(case: Case, _: Options) -> dict[str, Any]:
 
 PARTS: tuple[Part, ...] = (
     Part("convergence", "Did the gates decide?", 0, _convergence),
-    Part("gain", "Is there a gain, and is it content or format?", 0, _gain),
+    Part("gain", "Is there a gain, and is it content or format?", 0, _gain, ("rule",)),
     Part("norm_matched", "Would random directions of the same size do?", 0, _norm_matched),
     Part("scope", "At which tokens does the edit work?", 0, _scope),
     Part("prefixes", "Does the gain survive a neutral prefix?", 0, _prefixes),
-    Part("audit", "Which numbers are facts, which depend on the basis?", 0, _audit),
-    Part("leave_one_out", "Which open gates matter, one at a time?", 0, _leave_one_out),
-    Part("bias", "Are the offsets more than a bias of W_O?", 2, _bias),
-    Part("label_shuffle", "Does it choose the same heads when labels mean nothing?", 1, _label_shuffle),
-    Part("random_base", "What does it select where nothing was learnt?", 1, _random_base),
-    Part("basis", "Would another value basis select the same heads?", 1, _basis),
-    Part("causal", "Does Causal Head Gating need the same heads?", 3, _causal),
-    Part("noise_tax", "What do the gates cost?", 4, _noise_tax),
-    Part("replicates", "Would another seed and other rows agree?", 4, _replicates),
-    Part("refits", "Would any heads do?", 21, _refits),
-    Part("rivals", "How many disjoint sets do as well?", 7, _rivals),
-    Part("calibration", "Would it find heads that are known to be used?", 6, _calibration),
-    Part("units", "Is additive against multiplicative an artefact of units?", 10, _units),
+    Part("audit", "Which numbers are facts, which depend on the basis?", 0, _audit, ("rule", "audit_rows")),
+    Part("leave_one_out", "Which open gates matter, one at a time?", 0, _leave_one_out, ("rows",)),
+    Part("bias", "Are the offsets more than a bias of W_O?", 6, _bias, ("steps",)),
+    Part("label_shuffle", "Does it choose the same heads when labels mean nothing?", 1, _label_shuffle, ("rule",)),
+    Part("random_base", "What does it select where nothing was learnt?", 1, _random_base, ("rule",)),
+    Part("basis", "Would another value basis select the same heads?", 1, _basis, ("rule",)),
+    Part("causal", "Does Causal Head Gating need the same heads?", 3, _causal, ("rule",)),
+    Part("noise_tax", "What do the gates cost?", 6, _noise_tax, ("steps",)),
+    Part("replicates", "Would another seed and other rows agree?", 4, _replicates, ("rule", "pairs", "draws")),
+    Part("refits", "Would any heads do?", 21, _refits, ("rule", "steps", "sets")),
+    Part("rivals", "How many disjoint sets do as well?", 7, _rivals, ("rule", "steps", "k")),
+    Part("calibration", "Would it find heads that are known to be used?", 6, _calibration, ("rule",)),
+    Part("units", "Is additive against multiplicative an artefact of units?", 10, _units, ("rule",)),
 )
 """All parts, from cheap to dear."""
 NAMES = tuple(part.name for part in PARTS)
@@ -191,20 +218,29 @@ class Card:
 
     Attributes:
         run: what it is about, in words.
-        parts: name of a part to what it found, JSON-ready.
-        not_run: names of the parts that are missing.
-        settings: steps of a refit, rule, and what the numbers belong to (digests of edit, rows and weights).
+        parts: name of a part to what it found, JSON-ready; to ``{"not_applicable": why}`` where it could not be had.
+        asked: name of a part to the settings and options that its answer depends on.
+        settings: what the numbers belong to (digests of edit, rows and model).
     """
 
     run: str
     parts: Mapping[str, Mapping[str, Any]]
-    not_run: tuple[str, ...]
+    asked: Mapping[str, Mapping[str, Any]]
     settings: Mapping[str, Any]
 
     @property
+    def not_run(self) -> tuple[str, ...]:
+        """Names of the parts that are missing."""
+        return tuple(name for name in NAMES if name not in self.parts)
+
+    @property
+    def had(self) -> dict[str, Mapping[str, Any]]:
+        """The parts that have an answer."""
+        return {name: found for name, found in self.parts.items() if NOT_APPLICABLE not in found}
+
+    @property
     def verdict(self) -> str:
-        """One of: not converged · no gain · untestable · not localised · one of many · replaceable · localised ·
-        open (what is needed was not run)."""
+        """A word out of :data:`jola_interp.evidence.words.VERDICTS`."""
         return verdict_of(self.parts)
 
     def sentences(self) -> list[str]:
@@ -226,6 +262,7 @@ class Card:
             "verdict": self.verdict,
             "sentences": self.sentences(),
             "not_run": list(self.not_run),
+            "asked": {name: dict(found) for name, found in self.asked.items()},
             "parts": {name: dict(found) for name, found in self.parts.items()},
         }
 
@@ -243,7 +280,7 @@ class Card:
         content = json.loads(file.read_text(encoding="utf-8"))
         if content.get("format") != FORMAT:
             raise ValueError(f"{file}: format: found {content.get('format')}, expected {FORMAT}")
-        return cls(content["run"], content["parts"], tuple(content["not_run"]), content["settings"])
+        return cls(content["run"], content["parts"], content["asked"], content["settings"])
 
     def __repr__(self) -> str:
         return "\n".join([f"Evidence for {self.run}", *(f"  {line}" for line in self.sentences())])
@@ -276,6 +313,9 @@ def evidence_card(
 ) -> Card:
     """Question a Run: is there a "which", and is it these heads?
 
+    A part that is in the card is computed anew only where the edit, the rows, the model or an option that its answer
+    depends on has changed; parts that are not asked for stay as they are.
+
     Args:
         run: a Run or its directory; the card is kept there as ``evidence.json``, its trainings under ``evidence/``.
         task: the task that it was trained on, the same rows; None loads it by its name.
@@ -287,29 +327,44 @@ def evidence_card(
         out: another place for the trainings.
 
     Raises:
-        ValueError: an unknown part, or a Run, task or number that cannot be used.
+        ValueError: an unknown part, or a Run, task, rule or number that cannot be used, before any work.
     """
     wanted = _wanted(parts)
+    spending = options or Options()
     case = open_case(run, task, model, steps=steps, rule=rule, out=out)
     settings = {
-        "steps": case.steps,
-        "rule": rule,
         "edit": edit_digest(case.run.edit),
         "task_fingerprint": case.task.fingerprint,
-        "weights": case.model.weights_digest(),
+        "model_fingerprint": case.model.fingerprint,
     }
     kept = Card.load(case.run)
-    done = dict(kept.parts) if kept is not None and kept.settings == settings else {}
-    card = _card(case, done, settings)
+    card = kept if kept is not None and kept.settings == settings else Card(_about(case), {}, {}, settings)
     for part in PARTS:
-        if part.name in wanted and part.name not in done:
-            logger.info("evidence: %s %s", part.name, part.question)
-            started = time.perf_counter()
-            done[part.name] = _plain(part.compute(case, options or Options()))
-            card = _card(case, done, settings)
+        asked = part.asked(case, spending)
+        known = NOT_APPLICABLE not in card.parts.get(part.name, {NOT_APPLICABLE: ""}) and card.asked[part.name] == asked
+        if part.name in wanted and not known:
+            card = _with_part(card, part, case, spending, asked)
             _files.write_json(case.run.path / EVIDENCE, card.to_dict())
-            _note_time(case.run, part.name, time.perf_counter() - started)
     return card
+
+
+def _with_part(card: Card, part: Part, case: Case, options: Options, asked: Mapping[str, Any]) -> Card:
+    """The card with a part computed anew. One that cannot be had says why, and does not keep the others waiting."""
+    logger.info("evidence: %s %s", part.name, part.question)
+    started = time.perf_counter()
+    try:
+        found = _plain(part.compute(case, options))
+    except (ValueError, RuntimeError, IndexError, NotImplementedError) as error:
+        logger.warning("evidence: %s could not be had: %s", part.name, error)
+        found = {NOT_APPLICABLE: f"{type(error).__name__}: {error}"}
+    _note_time(case.run, part.name, time.perf_counter() - started)
+    parts, answers = {**card.parts, part.name: found}, {**card.asked, part.name: dict(asked)}
+    ordered = {name: parts[name] for name in NAMES if name in parts}
+    return replace(card, parts=ordered, asked={name: answers[name] for name in ordered})
+
+
+def _about(case: Case) -> str:
+    return f"{case.run.config['model']['name']} on {case.task.name}, seed {case.settings.seed}"
 
 
 def _wanted(parts: str | Iterable[str]) -> set[str]:
@@ -321,16 +376,15 @@ def _wanted(parts: str | Iterable[str]) -> set[str]:
     return wanted
 
 
-def _card(case: Case, done: Mapping[str, Any], settings: Mapping[str, Any]) -> Card:
-    ordered = {name: done[name] for name in NAMES if name in done}
-    about = f"{case.run.config['model']['name']} on {case.task.name}, seed {case.settings.seed}"
-    return Card(about, ordered, tuple(name for name in NAMES if name not in done), settings)
-
-
-def _plain(found: dict[str, Any]) -> dict[str, Any]:
-    """As it will be read back from JSON, so that a fresh card equals a loaded one."""
-    plain: dict[str, Any] = json.loads(json.dumps(found, allow_nan=False))
-    return plain
+def _plain(found: Any) -> Any:
+    """As it will be read back from JSON, so that a fresh card equals a loaded one; NaN, which JSON lacks, is None."""
+    if isinstance(found, Mapping):
+        return {str(name): _plain(value) for name, value in found.items()}
+    if isinstance(found, list | tuple):
+        return [_plain(value) for value in found]
+    if isinstance(found, np.generic):
+        return _plain(found.item())
+    return None if isinstance(found, float) and not math.isfinite(found) else found
 
 
 def _note_time(run: Run, part: str, seconds: float) -> None:

@@ -15,11 +15,12 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from jola_interp import selection
+from jola_interp._version import __version__
 from jola_interp.config import TrainConfig
-from jola_interp.edits.base import unit_label
+from jola_interp.edits.base import Edit, unit_label
 from jola_interp.edits.jola import JoLA
 from jola_interp.evidence.endpoint import Endpoint, RowLosses
-from jola_interp.runs import Run
+from jola_interp.runs import Run, edit_settings
 from jola_interp.tasks import Task, load_task
 from jola_interp.training import fit
 
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 FOLDER = "evidence"
 """Where in a Run's directory the trainings lie that were made to question it."""
 VALIDATION_ROWS = 16
-"""Validation rows of those trainings: nothing is chosen by them."""
+"""Validation rows of those trainings; refits choose nothing by them."""
+TO_THE_END: dict[str, Any] = {"epochs": 10_000, "patience": None, "restore_best": False}
+"""As many steps as were asked for, and the last one kept: nothing is chosen on the way."""
 Heads = tuple[tuple[int, int], ...]
 """(layer, head) pairs."""
 
@@ -109,7 +112,11 @@ class Case:
     def refit(self, heads: Iterable[tuple[int, int]], name: str, **changes: Any) -> RowLosses:
         """Train an edit without gates on these heads from scratch and score it; the same steps and learning rates for
         any set of heads."""
-        edit = JoLA(self.run.edit.shape, gates="none", heads=list(heads), operations=self.run.edit.operations)
+        edit = fresh(self.run.edit, gates="none", sites=("heads",), inference="expected")  # without gates, a word only
+        mask = edit.site("heads").mask
+        mask.zero_()
+        for unit in heads:
+            mask[unit] = True
         return self.score(self.train(edit, name, max_steps=self.steps, **changes))
 
     def retrain(self, name: str, **changes: Any) -> Run:
@@ -122,19 +129,16 @@ class Case:
         """``fit`` into ``folder/name``; one that is finished there is read instead."""
         settings = dataclasses.replace(self.settings, evaluate=False, checkpoint_every=None)
         if edit.gates == "none":
-            settings = dataclasses.replace(settings, epochs=10_000, patience=None, restore_best=False, gate_share=1.0)
+            settings = dataclasses.replace(settings, gate_share=1.0, **TO_THE_END)
         target = model or self.model
+        backend: BackendName = "lens" if target.booted else self.run.config["backend"]
         settings = dataclasses.replace(settings, **changes)
         rows = task or self.small_task
-        place = f"{name}-{_digest(edit, settings, rows, target)}"  # another question never finds an older one's answer
-        run = fit(
-            target, rows, edit, settings, preset=self.run.config["preset"],
-            backend="lens" if target.booted else self.run.config["backend"],
-            out=self.folder / place, resume=True,
-        )  # fmt: skip
-        if (
-            run.status != "finished"
-        ):  # Ctrl-C ends one training; what is asked of it here must not go on with half of it
+        # Another question never finds an older one's answer.
+        place = self.folder / f"{name}-{training_digest(edit, settings, rows, target, backend)}"
+        preset = self.run.config["preset"]
+        run = fit(target, rows, edit, settings, preset=preset, backend=backend, out=place, resume=True)
+        if run.status != "finished":  # Ctrl-C ends one training; what asks for it must not go on with half of it
             raise KeyboardInterrupt(f"{run.path} is {run.status}; the same call goes on where it stopped")
         return run
 
@@ -167,14 +171,17 @@ def open_case(
         out: where the trainings go; None is ``evidence/`` in the Run's directory.
 
     Raises:
-        ValueError: an edit without gates on heads; another task or other rows than the Run was trained on; no test
-            rows; a number of steps below 1.
+        ValueError: an edit without gates on heads; a Run that is not finished; a rule outside the grammar; another task
+            or other rows than the Run was trained on; no test rows; a number of steps below 1.
     """
     found = run if isinstance(run, Run) else Run.load(run)
     if "heads" not in found.edit.masks() or not found.edit.log_alphas():
         raise ValueError(f"{found.path}: evidence is about heads that gates selected; this edit has none")
+    if found.status != "finished":
+        raise ValueError(f"{found.path} is {found.status}; evidence is about a finished Run (resume=True finishes it)")
     if steps is not None and steps < 1:
         raise ValueError(f"steps must be 1 or more, got {steps}")
+    selection.parse_rule(rule)
     data = _same_task(found, task)
     target = found.ready(model, "evidence")
     folder = Path(out) if out is not None else found.path / FOLDER
@@ -190,10 +197,11 @@ def fresh(edit: JoLA, **changes: Any) -> JoLA:
     return clone
 
 
-def _digest(edit: JoLA, settings: TrainConfig, task: Task, model: Model) -> str:
+def training_digest(edit: Edit, settings: TrainConfig, task: Task, model: Model, backend: str, *more: str) -> str:
     """Eight characters that differ where trainings differ."""
     masks = {site: mask.tolist() for site, mask in edit.masks().items()}
-    content = [edit.settings(), masks, settings.to_dict(), task.fingerprint, model.weights_digest(), str(model.dtype)]
+    content = [edit_settings(edit), masks, settings.to_dict(), task.name, task.fingerprint]
+    content += [model.identity(), model.source, backend, __version__, *more]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -32,9 +32,11 @@ from jaxtyping import Bool, Float
 
 from jola_interp.edits.base import unit_label
 from jola_interp.edits.head_gates import Clip, HeadGates, Pressure
-from jola_interp.evidence.case import Case, Heads, open_case
+from jola_interp.evidence.case import Case, Heads, open_case, training_digest
 from jola_interp.evidence.endpoint import Paired, paired
 from jola_interp.evidence.overlap import Overlap, overlap
+from jola_interp.runs import edit_digest
+from jola_interp.selection import DEFAULT_RULE
 from jola_interp.training import fit
 
 if TYPE_CHECKING:
@@ -194,6 +196,7 @@ def causal_heads(
     penalty: float = PENALTY,
     clip: Clip = "ahead",
     seed: int | None = None,
+    rule: str | None = None,
     out: str | Path | None = None,
 ) -> CausalHeads:
     """Fit causal head gates to a Run's task and hold the heads that they find needed against the Run's selection.
@@ -210,10 +213,11 @@ def causal_heads(
         penalty: λ, above 0.
         clip: see :class:`HeadGates`.
         seed: of the starting gates and the data order; None is the Run's.
+        rule: which heads of the Run count as selected; None is ``p_open>0.5``. A Case has its own.
         out: where the trainings go; None is ``evidence/`` in the Run's directory.
 
     Raises:
-        ValueError: what :func:`open_case` refuses; a Case with a task, model or folder beside it; a penalty or a
+        ValueError: what :func:`open_case` refuses; a Case with a task, model, rule or folder beside it; a penalty or a
             number of steps that is not above 0; an unknown clip.
         KeyboardInterrupt: a fit was interrupted; its Run is kept, and the same call goes on with it.
     """
@@ -221,7 +225,7 @@ def causal_heads(
         raise ValueError(f"penalty must be a finite number above 0 (both fits are the same at 0), got {penalty}")
     if steps is not None and steps < 1:
         raise ValueError(f"steps must be 1 or more, got {steps}")
-    case = _case(case_or_run, task, model, out)
+    case = _case(case_or_run, task, model, rule, out)
     case = dataclasses.replace(case, steps=steps) if steps is not None else case
     found = _Fits(case, penalty, clip, case.settings.seed if seed is None else seed)
     start = found.fit("start", "close", None)
@@ -263,11 +267,14 @@ class _Fits:
         if start is not None:
             edit.load_tensors(start.edit.tensors())
         penalty, rate = (0.0, START_LR) if start is None else (self.penalty, LR)
+        settings, task = self._settings(penalty, rate), case.small_task
+        origin = "drawn" if start is None else edit_digest(edit)
         # Another question has another folder, or it would find this one's answer there and refuse it.
-        asked = f"s{self.seed}-n{case.steps}-l{penalty:g}-{self.clip}"
+        preset = case.run.config["preset"]
+        asked = training_digest(edit, settings, task, case.model, case.backend, preset, origin)
         run = fit(
-            case.model, case.small_task, edit, self._settings(penalty, rate), preset=case.run.config["preset"],
-            backend=case.backend, out=case.folder / "causal" / f"{name}-{asked}", resume=True,
+            case.model, task, edit, settings, preset=preset, backend=case.backend,
+            out=case.folder / "causal" / f"{name}-s{self.seed}-{asked}", resume=True,
         )  # fmt: skip
         if run.status != "finished":
             raise KeyboardInterrupt(f"{run.path} is {run.status}: the same call goes on with it")
@@ -284,10 +291,16 @@ class _Fits:
         return dataclasses.replace(self.case.settings, **changes)
 
 
-def _case(given: Case | Run | str | Path, task: str | Path | Task | None, model: Any, out: str | Path | None) -> Case:
+def _case(
+    given: Case | Run | str | Path,
+    task: str | Path | Task | None,
+    model: Any,
+    rule: str | None,
+    out: str | Path | None,
+) -> Case:
     if not isinstance(given, Case):
-        return open_case(given, task, model, out=out)
-    for name, value in (("task", task), ("model", model), ("out", out)):
+        return open_case(given, task, model, rule=DEFAULT_RULE if rule is None else rule, out=out)
+    for name, value in (("task", task), ("model", model), ("rule", rule), ("out", out)):
         if value is not None:
             raise ValueError(f"{name}: a Case has its own; leave it out, or hand in the Run")
     return given

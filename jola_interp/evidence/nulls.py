@@ -19,6 +19,8 @@ from jola_interp.models import Model
 from jola_interp.tasks import Example, Task, load_task, task_names
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from jola_interp.runs import Run
 
 DIRECTIONS = 5
@@ -115,7 +117,9 @@ def norm_matched(case: Case, directions: int = DIRECTIONS, seed: int = 0) -> dic
 
 def label_shuffle(case: Case, seed: int = FIRST_SEED) -> Retrained:
     """Train on the same prompts with answers that mean nothing: does it choose the same heads?"""
-    task = dataclasses.replace(case.small_task, train=_shuffled(case.task, case.task.train, seed))
+    small = case.small_task
+    train, validation = (_shuffled(case.task, rows, seed) for rows in (small.train, small.validation))
+    task = dataclasses.replace(small, train=train, validation=validation)
     return summarise(case, "label_shuffle", case.retrain(f"label-shuffle-{seed}", task=task))
 
 
@@ -182,7 +186,17 @@ def random_weights(model: Model, seed: int) -> Model:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         hf = AutoModelForCausalLM.from_config(model.hf.config)
-    return Model(hf.to(model.device, model.dtype).eval(), model.tokenizer, name=f"{model.name}-random")
+    return Model(in_dtype(hf, model).eval(), model.tokenizer, name=f"{model.name}-random")
+
+
+def in_dtype(hf: PreTrainedModel, like: Model) -> PreTrainedModel:
+    """``hf`` on the device of another model, its parameters in that one's dtype. Buffers stay: rotary frequencies in
+    bfloat16 would be another model's."""
+    torch.nn.Module.to(hf, like.device)
+    for parameter in hf.parameters():
+        parameter.data = parameter.data.to(like.dtype)
+    hf.config.dtype = like.dtype
+    return hf
 
 
 def described(case: Case, name: str, run: Run) -> Retrained:

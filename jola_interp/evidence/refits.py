@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 SETS = 19
 """Random sets: with 19 of them the smallest p is 1/20."""
+LEVEL = 0.05
+"""What p has to reach. Fewer than 19 sets cannot, and then nothing is told."""
+SAME = 0.9
+"""Random sets that share more than this of the selected heads, on average, are no other sets."""
 NOT_LOCALISED = 0.95
 """A complement that reaches this share of the gain says that the task is not in the selected heads alone."""
 
@@ -31,18 +35,20 @@ class Refits:
         steps: optimiser steps of each refit.
         base: mean NLL of the test rows without an edit, in nats per token.
         selected: mean NLL after a refit of the selected heads.
+        gain: base − selected, row by row.
         random: [set] mean NLL after refits of random sets with as many heads in each layer.
         shared: [set] how many of the selected heads each random set happens to hold.
         p: (1 + #random sets at least as good)/(1 + #sets).
         advantage: NLL(mean of the random refits) − NLL(selected refit), row by row; positive favours the selection.
         complement: mean NLL after a refit of all heads that were not selected; None where all were.
-        share: (base − complement)/(base − selected), the complement's share of the gain.
+        share: (base − complement)/(base − selected), the complement's share of the gain; None where there is none.
     """
 
     heads: Heads
     steps: int
     base: float
     selected: float
+    gain: Paired
     random: tuple[float, ...]
     shared: tuple[int, ...]
     p: float
@@ -51,18 +57,32 @@ class Refits:
     share: float | None
 
     @property
-    def localised(self) -> bool:
-        """The selection beats every random set at p ≤ .05, and the rest without it does not reach 95 % of its gain."""
-        return self.p <= 0.05 and (self.share is None or self.share < NOT_LOCALISED)
+    def localised(self) -> bool | None:
+        """Whether the selection gains, beats the random sets at p ≤ .05, and the rest without it does not reach 95 % of
+        its gain. None where that could not come out: too few sets, or random ones that are nearly the selection."""
+        if self.gain.low <= 0 or (self.share is not None and self.share >= NOT_LOCALISED):
+            return False
+        told = 1 / (1 + len(self.random)) <= LEVEL and self.alike <= SAME
+        return self.p <= LEVEL if told else None
+
+    @property
+    def alike(self) -> float:
+        """Which share of the selected heads the random sets hold, on average."""
+        return float(np.mean(self.shared) / len(self.heads))
 
     def sentence(self) -> str:
         """The answer in words."""
         better = sum(value <= self.selected for value in self.random)
-        rest = "every head was selected" if self.share is None else f"the complement reaches {100 * self.share:.0f} %"
+        if self.complement is None:
+            rest = "every head was selected, so there is no complement"
+        elif self.share is None:
+            rest = "there is no gain for the complement to reach"
+        else:
+            rest = f"the complement reaches {100 * self.share:.0f} % of the gain"
         return (
-            f"Refitting the {len(self.heads)} selected heads gains {self.base - self.selected:.3f} nat; {better} of "
-            f"{len(self.random)} random sets of the same layer profile do at least as well (p = {self.p:.2f}), the "
-            f"selection being better by {self.advantage} nat on average; {rest} of the gain."
+            f"Refitting the {len(self.heads)} selected heads gains {self.gain} nat; {better} of {len(self.random)} "
+            f"random sets of the same layer profile (which hold {100 * self.alike:.0f} % of them) do at least as well "
+            f"(p = {self.p:.2f}), the selection being better by {self.advantage} nat on average; {rest}."
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -72,6 +92,8 @@ class Refits:
             "steps": self.steps,
             "base": self.base,
             "selected": self.selected,
+            "gain": self.gain.to_dict(),
+            "alike": self.alike,
             "random": list(self.random),
             "shared": list(self.shared),
             "p": self.p,
@@ -132,10 +154,11 @@ def _summary(
         steps=case.steps,
         base=base,
         selected=own,
+        gain=paired(case.base.nll - selected),
         random=tuple(means),
         shared=tuple(len(set(chosen) & set(heads)) for heads in draws),
         p=(1 + sum(value <= own for value in means)) / (1 + len(means)),
         advantage=paired(np.mean(random, axis=0) - selected),
         complement=rest,
-        share=None if rest is None or base == own else (base - rest) / (base - own),
+        share=None if rest is None or base <= own else (base - rest) / (base - own),
     )

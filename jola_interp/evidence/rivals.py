@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from jola_interp.edits.base import unit_label
 from jola_interp.evidence.case import Case, Heads, fresh, open_case
 from jola_interp.evidence.endpoint import Paired, paired
+from jola_interp.selection import DEFAULT_RULE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,17 +38,19 @@ class Rival:
         gain: NLL(base) − NLL(refit on these heads alone), over the test rows.
         share: gain over the first set's; 0 where that is none.
         short: NLL(refit) − NLL(first refit), row by row; 0 where it does as well.
+        beyond: gain − margin · the first set's gain, row by row: the set counts where this is not below 0.
     """
 
     heads: Heads
     gain: Paired
     share: float
     short: Paired
+    beyond: Paired
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         found = {"heads": [unit_label("heads", *unit) for unit in self.heads], "gain": self.gain.to_dict()}
-        return found | {"share": self.share, "short": self.short.to_dict()}
+        return found | {"share": self.share, "short": self.short.to_dict(), "beyond": self.beyond.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,9 @@ class Rivals:
         margin: share of the first set's gain that a rival has to reach.
         sets: those that did, the Run's own first; none where that one has no gain to share.
         failed: the set at which the gain was lost, or was not there; None where the search ended before.
-        ended: why the search ended: "gain lost", "no heads left", "limit" or "no gain".
+        ended: why the search ended: "gain lost" (the next set is below the margin, with its interval), "unclear" (below
+            it, but not with its interval), "no heads left", "limit" or "no gain".
+        selected: how many heads the Run selected; where K is less, U is told of their K most open ones.
     """
 
     k: int
@@ -66,6 +72,7 @@ class Rivals:
     sets: tuple[Rival, ...]
     failed: Rival | None
     ended: str
+    selected: int
 
     @property
     def u(self) -> int:
@@ -89,14 +96,16 @@ class Rivals:
             return f"U = 0: a refit of the Run's own {self.k} heads gains {gain} nat, so there is nothing to share."
         end = {
             "gain lost": "; the next set loses the gain",
+            "unclear": "; the next set may or may not (its interval holds the margin)",
             "no heads left": "; fewer than that many heads were left to try",
             "limit": "; the search stopped there",
         }[self.ended]
         count = f"U = {self.u} disjoint set{'s' if self.u > 1 else ''} of {self.k} heads"
-        verdict = "one of many" if self.u >= MOST else "localised" if self.u == 1 and self.failed else "replaceable"
-        if self.u == 1 and not self.failed:
-            verdict = "open"
-        return f"{count} reach {100 * self.margin:.0f} % of the first one's gain{end}: {verdict}."
+        verdict = "one of many" if self.u >= MOST else "replaceable" if self.u > 1 else "open"
+        if self.u == 1 and self.ended == "gain lost":
+            verdict = "not replaced"
+        part = f" (of {self.selected} selected)" if self.k < self.selected else ""
+        return f"{count}{part} reach {100 * self.margin:.0f} % of the first one's gain{end}: {verdict}."
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -107,6 +116,7 @@ class Rivals:
             "sets": [found.to_dict() for found in self.sets],
             "failed": self.failed.to_dict() if self.failed else None,
             "ended": self.ended,
+            "selected": self.selected,
             "roles": self.roles,
             "sentence": self.sentence(),
         }
@@ -136,6 +146,7 @@ def rivals(
     margin: float = MARGIN,
     most: int = MOST,
     steps: int | None = None,
+    rule: str = DEFAULT_RULE,
     out: str | Path | None = None,
 ) -> Rivals:
     """Find disjoint sets of K heads that do the task, until the gain is lost.
@@ -155,12 +166,13 @@ def rivals(
         margin: in (0, 1].
         most: stop after so many sets.
         steps: optimiser steps of each refit; None is as many as the Run took.
+        rule: which heads count as selected.
         out: where the trainings go; None is ``evidence/`` in the Run's directory.
 
     Raises:
         ValueError: a number outside its range, or a Run that selected no head.
     """
-    case = run if isinstance(run, Case) else open_case(run, task, model, steps=steps, out=out)
+    case = run if isinstance(run, Case) else open_case(run, task, model, steps=steps, rule=rule, out=out)
     if not 0 < margin <= 1:
         raise ValueError(f"margin must be above 0, at most 1, got {margin}")
     if most < 1:
@@ -171,21 +183,22 @@ def rivals(
         raise ValueError(f"k must be 1 to {total}, got {size} ({case.rule} selects {len(case.selected)} heads)")
     heads = most_open(case.run, size)
     first = case.refit(heads, f"rivals/k{size}/0-refit").nll
-    sets = [_rival(case, heads, first, first)]
+    sets = [_rival(case, heads, first, first, margin)]
+    end = partial(Rivals, size, margin, selected=len(case.selected))
     if not sets[0].gain.low > ROUNDING:  # any heads reach a share of nothing
-        return Rivals(size, margin, (), sets[0], "no gain")
+        return end((), sets[0], "no gain")
     forbidden = set(heads)
     while len(sets) < most:
         if total - len(forbidden) < size:
-            return Rivals(size, margin, tuple(sets), None, "no heads left")
+            return end(tuple(sets), None, "no heads left")
         heads = _next(case, forbidden, size, len(sets))
         nll = case.refit(heads, f"rivals/k{size}/{len(sets)}-refit").nll
-        found = _rival(case, heads, nll, first)
-        if found.share < margin:
-            return Rivals(size, margin, tuple(sets), found, "gain lost")
+        found = _rival(case, heads, nll, first, margin)
+        if found.beyond.value < 0:
+            return end(tuple(sets), found, "gain lost" if found.beyond.high < 0 else "unclear")
         sets.append(found)
         forbidden |= set(heads)
-    return Rivals(size, margin, tuple(sets), None, "limit")
+    return end(tuple(sets), None, "limit")
 
 
 def most_open(run: Run, k: int) -> Heads:
@@ -201,13 +214,14 @@ def _next(case: Case, forbidden: set[tuple[int, int]], k: int, place: int) -> He
     before = int(mask.sum())
     for unit in forbidden:
         mask[unit] = False
-    # The penalty is a mean over the editable gates: with fewer of them each would cost more.
-    price = case.settings.penalty * int(mask.sum()) / before
+    price = case.settings.penalty
+    if case.settings.penalty_form == "mean":  # over the editable gates: with fewer of them each would cost more
+        price *= int(mask.sum()) / before
     run = case.retrain(f"rivals/k{k}/{place}-search", edit=edit, penalty=price)
     return most_open(run, k)
 
 
-def _rival(case: Case, heads: Heads, nll: np.ndarray, first: np.ndarray) -> Rival:
-    gain = float((case.base.nll - first).mean())
-    own = paired(case.base.nll - nll)
-    return Rival(heads, own, own.value / gain if gain > 0 else 0.0, paired(nll - first))
+def _rival(case: Case, heads: Heads, nll: np.ndarray, first: np.ndarray, margin: float) -> Rival:
+    whole, own = case.base.nll - first, paired(case.base.nll - nll)
+    share = own.value / float(whole.mean()) if whole.mean() > 0 else 0.0
+    return Rival(heads, own, share, paired(nll - first), paired(case.base.nll - nll - margin * whole))

@@ -32,6 +32,11 @@ RANK = 1e-6
 """Directions of W_O below this share of its largest singular value count as none: float32 weights say no more."""
 AGREE = 1e-4
 """Base logits of a rotated model differ by less than this share of the largest; rounding is a tenth of it or less."""
+SAME, ROUNDINGS = 1e-5, 4
+"""Logits of a model made again without its bridge differ by at most this share of the largest, or by so many rounding
+steps (eps) of the model's dtype where those are larger: 16-bit arithmetic in another order agrees no better."""
+WRAPPING = "._original_component"
+"""What TransformerLens puts into the names of the weights that it wraps."""
 CLOSED_LOG_ALPHA = -6.0
 """Where a gate is put that has nothing left to gate: P(open) = .005, closed under every gate at inference."""
 
@@ -41,23 +46,53 @@ CLOSED_LOG_ALPHA = -6.0
 def fresh(model: Model) -> Model:
     """A plain float32 copy of ``model``, which stays as it is; loaded anew where TransformerLens has wrapped it.
 
+    A wrapped model that was handed in, and so cannot be loaded, is made again from its configuration and its own
+    weights; the copy's logits are held against the wrapped model's.
+
     Raises:
-        ValueError: a booted model that does not say where it came from or is not found there; quantised weights; an
-            edit is attached.
+        ValueError: a booted model that is not found where it came from, or cannot be made again without its wrapping;
+            quantised weights; an edit is attached.
     """
     require_unedited(model, "a copy")
     if not model.booted:
         _require_floats(model)
         return Model(copy.deepcopy(model.hf).float(), model.tokenizer, name=model.name)
     if model.source is None:
-        raise ValueError(
-            f"{model.name} has been wrapped by TransformerLens, which cannot be undone, and was handed in, so that it "
-            "cannot be loaded again: pass model=load_model(path)"
-        )
+        return _remade(model)
     found = load_model(model.source, tokenizer=model.tokenizer, device=model.device, dtype="float32")
     if found.fingerprint != model.fingerprint:
         raise ValueError(f"{model.source} now holds other weights than {model.name}: pass model=load_model(path)")
     return found
+
+
+def _remade(model: Model) -> Model:
+    """The model inside the bridge once more, plain: its class, its configuration, the weights under their own names."""
+    _require_floats(model)
+    stored: dict[str, list[Tensor]] = {}
+    for name, value in model.hf.state_dict().items():
+        stored.setdefault(name.replace(WRAPPING, ""), []).append(value)
+    with torch.random.fork_rng(devices=[]):  # a new model draws weights
+        hf = type(model.hf)(copy.deepcopy(model.hf.config)).float()
+    wanted = hf.state_dict().keys()
+    if missing := sorted(name for name in wanted if name not in stored):
+        raise _not_undone(model, f"{missing[0]} is not among its weights")
+    if differing := [name for name in wanted if any(not torch.equal(stored[name][0], v) for v in stored[name][1:])]:
+        raise _not_undone(model, f"it holds {differing[0]} twice, with other values")
+    if len({parameter.device for parameter in model.hf.parameters()}) > 1:
+        raise _not_undone(model, "it lies on several devices")
+    hf.load_state_dict({name: stored[name][0] for name in wanted})
+    found = Model(nn.Module.to(hf, model.device), model.tokenizer, name=model.name)
+    check = found if model.dtype == torch.float32 else Model(copy.deepcopy(hf).to(model.dtype), None, name=model.name)
+    if not (change := logit_change(probe(model), probe(check))) <= max(SAME, ROUNDINGS * torch.finfo(model.dtype).eps):
+        raise _not_undone(model, f"made again from its weights, its logits move by {change:.1e} of the largest")
+    return found
+
+
+def _not_undone(model: Model, why: str) -> ValueError:
+    return ValueError(
+        f"{model.name} has been wrapped by TransformerLens, which cannot be undone here ({why}), and was handed in, so "
+        "that it cannot be loaded again: pass model=load_model(path)"
+    )
 
 
 def probe(model: Model, rows: int = 2, length: int = 24, seed: int = 0) -> Float[Tensor, "row pos vocab"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,10 +21,17 @@ Trained = Callable[..., tuple[Run, Task, Model]]
 def trained(make_model: Callable[..., Model], toy_task: Task, tmp_path: Path) -> Trained:
     """``trained(...)``: (Run, task, model) of a few steps on a tiny model; arguments are those of ``fit``."""
 
-    def train(task: Task = toy_task, **changes: object) -> tuple[Run, Task, Model]:
+    def train(task: Task = toy_task, **changes: Any) -> tuple[Run, Task, Model]:
         model = make_model()
-        settings = {"preset": "selective", "max_steps": 12, "batch_size": 8, "evaluate": False, **changes}
-        run = ji.fit(model, task, backend="hooks", out=tmp_path / "run", **settings)  # type: ignore[arg-type]
+        settings: dict[str, Any] = {
+            "preset": "selective",
+            "max_steps": 12,
+            "batch_size": 8,
+            "evaluate": False,
+            **changes,
+        }
+        edit = settings.pop("edit", "jola")
+        run = ji.fit(model, task, edit, backend="hooks", out=tmp_path / "run", **settings)
         return run, task, model
 
     return train

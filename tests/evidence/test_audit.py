@@ -291,7 +291,7 @@ def test_bfloat16_models_are_audited_in_float32(make_model: MakeModel, tmp_path:
     assert max(found.max_logit_change.values()) <= EXACT and model.dtype == torch.bfloat16
 
 
-def test_a_booted_model_is_loaded_anew_or_asked_for(make_model: MakeModel, tmp_path: Path) -> None:
+def test_a_booted_model_is_loaded_or_made_anew(make_model: MakeModel, tmp_path: Path) -> None:
     brought = make_model("gemma3")
     brought.hf.save_pretrained(tmp_path / "model")
     brought.tokenizer.save_pretrained(tmp_path / "model")  # type: ignore[union-attr]
@@ -301,8 +301,16 @@ def test_a_booted_model_is_loaded_anew_or_asked_for(make_model: MakeModel, tmp_p
     assert brought.bridge is not None and loaded.bridge is not None
     assert audit(run).tags == plain.tags
     run._model = brought
-    with pytest.raises(ValueError, match=r"load_model\(path\)"):
-        audit(run)
+    assert audit(run).tags == plain.tags
+
+
+def test_the_rule_says_which_heads_are_audited(make_model: MakeModel, tmp_path: Path) -> None:
+    run = run_for(make_model("llama"), tmp_path)
+    found, usual = audit(run, rule="top=2:p_open"), audit(run)
+    assert [head.label for head in found.heads] == list(run.selection("top=2:p_open").labels)
+    assert len(usual.heads) > 2
+    values = module.values_of(run.edit, lambda layer: output_weight(run.model, layer), "top=2:p_open")
+    assert values[module.SELECTED] == {head.label for head in found.heads}
 
 
 # -- asked for -----------------------------------------------------------------------------------------------------
@@ -318,6 +326,7 @@ def test_a_booted_model_is_loaded_anew_or_asked_for(make_model: MakeModel, tmp_p
         ({"batch_size": 0}, "batch_size must be a whole number, 1 or more"),
         ({"seed": 1.5}, "seed must be a whole number"),
         ({"rows": 0}, "rows must be a whole number"),
+        ({"rule": "open"}, "rule"),
         ({"rows": 3}, "rows goes with a task"),
         ({"task": Task("bare", (Example("a", "b"),), (), (), kind="text", metric="bleu")}, "'bare' has no test rows"),
         ({"task": "no such task"}, "no such task"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from jola_interp.evidence import calibration as module
 from jola_interp.evidence.calibration import Calibration, Trial, calibrate
 from jola_interp.evidence.planting import Ground, PlantedGate, Prior, default_prior, plant, prior_of
 from jola_interp.models import Model, load_model
+from jola_interp.objective import TeacherTargets
 from jola_interp.runs import Run
 from jola_interp.tasks import Example, Task
 from tests.conftest import build_hf
@@ -89,6 +91,13 @@ def test_only_planted_heads_are_edited_and_nothing_planted_changes_nothing(groun
         assert acting == {entry for entry in planted if entry[0] == operation}
     empty = plant(ground, default_prior(ground.shape), 0, drawn())
     assert empty.gates == () and ground.effect(empty.teacher) == 0
+
+
+def test_in_bfloat16_too_a_student_that_says_what_the_teacher_says_costs_nothing(ground: Ground) -> None:
+    model = load_model(ground.model.hf.bfloat16(), tokenizer=ground.model.tokenizer)
+    targets = TeacherTargets(model, ground.rows, ())
+    assert model.dtype == torch.bfloat16
+    assert [float(targets.loss(model, batch)) for batch in ground._batches] == [0.0] * len(ground._batches)
 
 
 def test_the_same_seed_plants_the_same_edit(ground: Ground) -> None:
@@ -234,6 +243,13 @@ def test_a_shared_gate_finds_either_operation() -> None:
     assert [rate.value for rate in found.gate_power.values()] == [0.5, 1.0]  # type: ignore[union-attr]
 
 
+def test_a_shared_gate_of_a_group_is_one_gate() -> None:
+    log_alpha = {"shared": np.array([[OPEN, SHUT, 1.0, SHUT]], dtype=np.float32)}
+    both = (gate(0, hosts=(2,)), gate(0, "multiplicative", hosts=(3,)))
+    values, truth = Trial("t", both, log_alpha, 0.1, 0.0).gates("shared")
+    assert (values.tolist(), truth.tolist()) == ([OPEN, SHUT], [True, False])
+
+
 # -- how small, how sure -------------------------------------------------------------------------------------------
 
 
@@ -339,8 +355,13 @@ def test_the_penalty_is_scaled_to_what_was_planted_or_taken_from_the_run(
     like_it = calibrate(twinned, letters, run, heads=(1,), backend="hooks", out=tmp_path / "like")
     assert like_it.settings["penalty"] == 0.07
     assert like_it.settings["edit"] == run.edit.settings()
-    ours, theirs = Run.load(tmp_path / "like" / "planting-000").config["train"], run.config["train"]
+    ours, theirs = Run.load(tmp_path / "like" / like_it.trials[0].name).config["train"], run.config["train"]
     assert {name for name in theirs if ours[name] != theirs[name]} <= {"checkpoint_every"}
+    cut = replace(letters, validation=letters.validation[:4])
+    for rows, changes in ((cut, {}), (letters, {"seed": 1}), (letters, {"heads": (2,)}), (letters, {"lr": 0.03})):
+        # another question in the same folder is another training, beside this one
+        calibrate(twinned, rows, run, backend="hooks", out=tmp_path / "like", **{"heads": (1,), **changes})
+    assert len(list((tmp_path / "like").glob("planting-000-*"))) == 5
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 
 import jola_interp as ji
 from jola_interp import runs
+from jola_interp.edits import HeadShape, JoLA
 from jola_interp.evidence import card as cards
 from jola_interp.evidence.card import CHEAP, NAMES, Card, Options, evidence_card
 from jola_interp.evidence.words import VERDICTS, verdict_of
+from jola_interp.tasks import Task
 from tests.evidence.conftest import Trained
 
 SMALL = Options(sets=2, pairs=2, rows=4, k=2)
@@ -41,14 +44,49 @@ def test_finished_parts_are_not_computed_again(trained: Trained, monkeypatch: py
         raise AssertionError("computed again")
 
     kept = tuple(
-        cards.Part(part.name, part.question, part.trainings, refuse if part.name in first.parts else part.compute)
-        for part in cards.PARTS
+        dataclasses.replace(part, compute=refuse if part.name in first.parts else part.compute) for part in cards.PARTS
     )
     monkeypatch.setattr(cards, "PARTS", kept)
     again = evidence_card(run, task, model, ["gain", "norm_matched", "scope"], steps=3)
     assert again.parts["gain"] == first.parts["gain"] and "scope" in again.parts
+    assert dict(evidence_card(run, task, model, ["gain"], steps=4).parts) == dict(
+        again.parts
+    )  # it does not depend on the steps
     with pytest.raises(AssertionError, match="computed again"):
-        evidence_card(run, task, model, ["gain"], steps=4)  # another budget is another card
+        evidence_card(run, task, model, ["gain"], rule="p_open>0.4")
+
+
+def test_what_was_asked_for_differently_is_computed_anew_and_the_rest_stays(trained: Trained) -> None:
+    run, task, model = trained()
+    evidence_card(run, task, model, ["refits", "gain"], steps=2, options=Options(sets=1))
+    more = evidence_card(run, task, model, ["refits"], steps=2, options=Options(sets=2))
+    assert len(more.parts["refits"]["random"]) == 2 and "gain" in more.parts
+    assert evidence_card(run, task, model, "convergence").parts.keys() == {"convergence", "gain", "refits"}
+
+
+def test_a_part_that_cannot_be_had_says_why_and_keeps_no_other_waiting(trained: Trained, toy_task: Task) -> None:
+    run, task, model = trained(toy_task, edit=JoLA(HeadShape(2, 4, 2, 8, 32), operations="add", inference="hard"))
+    card = evidence_card(run, task, model, ["units", "gain"], steps=2)
+    assert "this edit has additive" in card.parts["units"]["not_applicable"]
+    assert "gain" in card.parts and any("Could not be had" in line for line in card.sentences())
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"rule": "p_opn>0.5"}, "measure must be one of"),
+        ({"steps": 0}, "steps must be 1 or more"),
+    ],
+)
+def test_what_cannot_be_used_leaves_the_card_as_it_is(trained: Trained, changes: dict[str, Any], says: str) -> None:
+    run, task, model = trained()
+    evidence_card(run, task, model, ["gain"])
+    before = (run.path / "evidence.json").read_bytes()
+    with pytest.raises(ValueError, match=says):
+        evidence_card(run, task, model, ["gain"], **changes)
+    with pytest.raises(ValueError, match="sets must be an integer, 1 or more; got 0"):
+        Options(sets=0)
+    assert (run.path / "evidence.json").read_bytes() == before
 
 
 def test_a_run_that_was_trained_anew_loses_its_card(trained: Trained) -> None:
@@ -66,7 +104,8 @@ def test_unknown_parts_are_refused_before_any_work(trained: Trained) -> None:
     assert set(CHEAP) < set(NAMES)
 
 
-GAIN = {"gain": {"value": 1.0, "low": 0.9, "high": 1.1}, "testable": True}
+GAIN = {"gain": {"value": 1.0, "low": 0.9, "high": 1.1}, "testable": True, "label": None}
+LABEL = {"base": 1.0, "edited": 0.2}
 GOOD = {
     "convergence": {"converged": True},
     "gain": GAIN,
@@ -83,6 +122,14 @@ GOOD = {
         ({"gain": {**GAIN, "gain": {"value": 0.1, "low": -0.1, "high": 0.3}}}, "no gain"),
         ({"gain": {**GAIN, "testable": False}}, "untestable"),
         ({"refits": {"localised": False}}, "not localised"),
+        ({"gain": {**GAIN, "label": LABEL, "label_gain": {"low": -0.1}}}, "format"),
+        ({"gain": {**GAIN, "label": LABEL, "label_gain": {"low": 0.1}}}, "localised"),
+        ({"norm_matched": {"random": [0.95]}}, "no gain"),
+        ({"convergence": {"converged": None}}, "open"),
+        ({"convergence": None}, "open"),
+        ({"refits": {"localised": None}}, "open"),
+        ({"refits": {"not_applicable": "why"}}, "open"),
+        ({"rivals": {"u": 1, "ended": "unclear"}}, "open"),
         ({"rivals": {"u": 2, "ended": "gain lost"}}, "replaceable"),
         ({"rivals": {"u": 4, "ended": "limit"}}, "one of many"),
         ({"rivals": {"u": 1, "ended": "no heads left"}}, "open"),

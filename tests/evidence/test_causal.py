@@ -173,6 +173,21 @@ def test_both_fits_go_on_from_where_the_shared_one_ended(run: Run, tmp_path: Pat
         assert 0 < (edit.theta - start.theta).abs().max() < 3 * module.LR
 
 
+def test_another_question_in_the_same_folder_is_another_training(run: Run, tmp_path: Path) -> None:
+    one = causal_heads(run, TASK, steps=1, out=tmp_path, rule="top=1:p_open")
+    assert len(one.selected) == 1 and len(list((tmp_path / "causal").iterdir())) == 3
+    causal_heads(run, TASK, steps=1, out=tmp_path, penalty=0.2)
+    names = sorted(path.name.split("-")[0] for path in (tmp_path / "causal").iterdir())
+    assert names == ["close", "close", "open", "open", "start"]  # the fit without a penalty is the same for both
+    trained = dict(run.config["train"])
+    run.config["train"] |= {"batch_size": trained["batch_size"] // 2}  # the questioned Run was trained anew
+    try:
+        causal_heads(run, TASK, steps=1, out=tmp_path)
+    finally:
+        run.config["train"] = trained
+    assert len(list((tmp_path / "causal").iterdir())) == 8
+
+
 def test_scores_and_classes_are_those_of_table_1() -> None:
     hand = by_hand([[0.9, 0.8, 0.1, 0.2]], [[0.7, 0.2, 0.05, 0.6]])
     assert hand.classes == CLASSES
@@ -218,6 +233,7 @@ def test_bad_input_is_refused_before_any_training(run: Run, tmp_path: Path) -> N
         ({"steps": 0}, "steps must be 1 or more, got 0"),
         ({"task": TASK}, "task: a Case has its own"),
         ({"out": tmp_path}, "out: a Case has its own"),
+        ({"rule": "top=1:p_open"}, "rule: a Case has its own"),
     ):
         with pytest.raises(ValueError, match=message):
             causal_heads(case, **options)  # type: ignore[arg-type]

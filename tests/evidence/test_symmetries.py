@@ -376,7 +376,7 @@ def test_a_fresh_model_is_plain_float32_and_shares_nothing(make_model: MakeModel
     assert unchanged(model, before)
 
 
-def test_a_booted_model_is_loaded_anew_or_refused(make_model: MakeModel, tmp_path: Path) -> None:
+def test_a_booted_model_is_loaded_anew_or_made_anew(make_model: MakeModel, tmp_path: Path) -> None:
     brought = make_model()
     brought.hf.save_pretrained(tmp_path)
     brought.tokenizer.save_pretrained(tmp_path)  # type: ignore[union-attr]
@@ -386,11 +386,36 @@ def test_a_booted_model_is_loaded_anew_or_refused(make_model: MakeModel, tmp_pat
     found = fresh(loaded)
     assert not found.booted and logit_change(expected, probe(found)) <= EXACT
     assert logit_change(expected, probe(rotated(loaded))) <= EXACT
-    with pytest.raises(ValueError, match=r"wrapped by TransformerLens.*load_model\(path\)"):
-        fresh(brought)
+    made_anew = fresh(brought)
+    assert not made_anew.booted and brought.booted
+    assert all(torch.equal(value, found.hf.state_dict()[name]) for name, value in made_anew.hf.state_dict().items())
+    assert logit_change(expected, probe(rotated(brought))) <= EXACT
     build_hf("llama", scale=2.0).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="holds other weights"):
         fresh(loaded)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes"), [("gpt2", {}), ("phi3", {}), ("llama", {"tie_word_embeddings": True})]
+)
+def test_a_booted_model_that_was_handed_in_is_made_again(
+    make_model: MakeModel, architecture: str, changes: dict[str, Any]
+) -> None:
+    model = make_model(architecture, **changes)
+    expected, drawn = probe(model), torch.get_rng_state()
+    assert model.bridge is not None
+    torch.set_rng_state(drawn)
+    found = fresh(model)
+    assert torch.equal(drawn, torch.get_rng_state())
+    assert not found.booted and logit_change(expected, probe(found)) <= EXACT
+
+
+def test_a_booted_model_that_its_weights_do_not_make_again_is_refused(make_model: MakeModel) -> None:
+    model = make_model()
+    assert model.bridge is not None
+    model.o_proj(0).register_forward_hook(lambda _, __, out: 1.01 * out)
+    with pytest.raises(ValueError, match=r"logits move by .*load_model\(path\)"):
+        fresh(model)
 
 
 def test_models_that_cannot_be_copied_exactly_are_refused(make_model: MakeModel) -> None:
