@@ -302,12 +302,12 @@ def evidence_command(
     model: OptionalModel = None,
     steps: Steps = None,
     sets: Annotated[int, typer.Option(help="Random sets of the refit null.")] = 19,
-    pairs: Annotated[int, typer.Option(help="Other (seed, rows) pairs; 8 for a headline.")] = 4,
+    pairs: Annotated[int, typer.Option(help="Other (seed, rows) pairs, 2 or more; 8 for a headline.")] = 4,
     rows: Annotated[int, typer.Option(help="Rows of the exact leave-one-out.")] = 64,
     k: Annotated[int | None, typer.Option("-k", help="Heads in a rival set.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Is there a "which", and is it these heads? Finished parts are kept; run it again to go on."""
+    """Is there a "which", and is it these heads? A finished part is kept until what it rests on changes."""
     from jola_interp.evidence.card import Options as Spending
     from jola_interp.evidence.card import evidence_card
     from jola_interp.runs import Run

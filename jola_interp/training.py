@@ -110,7 +110,8 @@ def fit(
         overwrite: replace a Run in ``out``.
         live: in Jupyter, show a heads map that updates while training.
         teacher: train on what this edit of the same model makes it say, not on the answers' own tokens: the loss is
-            KL(teacher ‖ edited) at the answer positions. Its logits of all rows are kept: answer tokens × vocabulary.
+            KL(teacher ‖ edited) at the answer positions. Its log-probabilities of all training and validation rows
+            are kept on the model's device in float32: 4 bytes × answer tokens × vocabulary.
         loggers: anything with ``log(step, dict)``.
         callbacks: see :class:`Callback`.
         **overrides: single fields of the configuration, such as ``epochs=5``.

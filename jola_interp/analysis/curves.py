@@ -173,7 +173,7 @@ def losses(run: Run) -> Losses:
     window = max(1, len(ce) // 20) | 1  # odd, so that a centre exists
     validations = rows[rows["validation_ce"].notna()] if "validation_ce" in rows else rows[:0]
     opens, weights = _by_kind(train, "open_"), _by_kind(train, "lambda_")
-    total = sum(int(run.edit.site(site).mask.sum()) for site in _sites(run))
+    total = sum(int(mask.sum()) for mask in run.edit.masks().values())
     return Losses(
         steps=train["step"].to_numpy(dtype=np.int64),
         ce=ce,
@@ -196,10 +196,6 @@ def losses(run: Run) -> Losses:
 def _by_kind(train: pd.DataFrame, prefix: str) -> dict[str, np.ndarray]:
     names = [str(name) for name in train if str(name).startswith(prefix)]
     return {name.removeprefix(prefix): train[name].to_numpy(dtype=float) for name in names}
-
-
-def _sites(run: Run) -> list[Site]:
-    return list(run.edit.sites)  # type: ignore[arg-type]
 
 
 def _best(run: Run, validations: pd.DataFrame) -> int | None:

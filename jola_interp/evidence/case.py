@@ -200,7 +200,8 @@ def fresh(edit: JoLA, **changes: Any) -> JoLA:
 def training_digest(edit: Edit, settings: TrainConfig, task: Task, model: Model, backend: str, *more: str) -> str:
     """Eight characters that differ where trainings differ."""
     masks = {site: mask.tolist() for site, mask in edit.masks().items()}
-    content = [edit_settings(edit), masks, settings.to_dict(), task.name, task.fingerprint]
+    content = [edit_settings(edit), masks, settings.to_dict()]
+    content += [task.name, task.fingerprint, task.kind, task.metric, task.source, task.seed]
     content += [model.identity(), model.source, backend, __version__, *more]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 

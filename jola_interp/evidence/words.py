@@ -34,6 +34,8 @@ def verdict_of(parts: Mapping[str, Mapping[str, Any]]) -> str:
         return found
     if refit is not None and refit["localised"] is False:
         return "not localised"
+    if rival is not None and rival["u"] == 0:
+        return "no gain"
     if rival is not None and rival["u"] > 1:
         return "one of many" if rival["u"] >= MOST else "replaceable"
     alone = rival is not None and rival["u"] == 1 and rival["ended"] == "gain lost"

@@ -130,6 +130,7 @@ GOOD = {
         ({"refits": {"localised": None}}, "open"),
         ({"refits": {"not_applicable": "why"}}, "open"),
         ({"rivals": {"u": 1, "ended": "unclear"}}, "open"),
+        ({"rivals": {"u": 0, "ended": "no gain"}}, "no gain"),
         ({"rivals": {"u": 2, "ended": "gain lost"}}, "replaceable"),
         ({"rivals": {"u": 4, "ended": "limit"}}, "one of many"),
         ({"rivals": {"u": 1, "ended": "no heads left"}}, "open"),
