@@ -156,6 +156,28 @@ class Edit(nn.Module, ABC):
         return {}
 
 
+@torch.no_grad()
+def take_over(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Copy ``given`` into ``own``, name by name, in place; nothing is copied unless all of it fits.
+
+    Raises:
+        ValueError: missing or unknown names, another shape or dtype, or numbers that are not finite.
+    """
+    if given.keys() != own.keys():
+        missing, unknown = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
+        raise ValueError(f"tensors: missing {missing or 'none'}, unknown {unknown or 'none'}")
+    for name, target in own.items():
+        found = given[name]
+        if found.shape != target.shape or found.dtype != target.dtype:
+            raise ValueError(
+                f"{name}: expected {target.dtype} {list(target.shape)}, found {found.dtype} {list(found.shape)}"
+            )
+        if not bool(torch.isfinite(found).all()):
+            raise ValueError(f"{name}: expected finite numbers, found NaN or infinity")
+    for name, target in own.items():
+        target.copy_(given[name])
+
+
 def unit_label(site: Site, layer: int, unit: int) -> str:
     """``L3H7`` for a head, ``L3MLP`` for an MLP, ``L3ATTN`` for an attention output."""
     return f"L{layer}H{unit}" if site == "heads" else f"L{layer}{_WHOLE[site]}"

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jola_interp.edits.base import Context, Edit, HeadShape, Kind, PenaltyForm, Site, parse_units
+from jola_interp.edits.base import Context, Edit, HeadShape, Kind, PenaltyForm, Site, parse_units, take_over
 
 Pressure = Literal["close", "open"]
 Clip = Literal["ahead", "both"]
@@ -135,20 +135,7 @@ class HeadGates(Edit):
 
     @torch.no_grad()
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> HeadGates:
-        own = self.tensors()
-        if tensors.keys() != own.keys():
-            missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-            raise ValueError(f"tensors: missing {missing or 'none'}, unknown {unknown or 'none'}")
-        for name, target in own.items():
-            given = tensors[name]
-            if given.shape != target.shape or given.dtype != target.dtype:
-                raise ValueError(
-                    f"{name}: expected {target.dtype} {list(target.shape)}, found {given.dtype} {list(given.shape)}"
-                )
-            if not bool(torch.isfinite(given).all()):
-                raise ValueError(f"{name}: expected finite numbers, found NaN or infinity")
-        for name, target in own.items():
-            target.copy_(tensors[name])
+        take_over(self.tensors(), tensors)
         self.initialised = True
         return self
 

@@ -22,6 +22,7 @@ from jola_interp.edits.base import (
     PenaltyForm,
     Site,
     parse_units,
+    take_over,
 )
 
 Gates = Literal["separate", "shared", "none"]
@@ -311,20 +312,7 @@ class JoLA(Edit):
 
     @torch.no_grad()
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> JoLA:
-        own = self.tensors()
-        if tensors.keys() != own.keys():
-            missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-            raise ValueError(f"tensors: missing {missing or 'none'}, unknown {unknown or 'none'}")
-        for name, target in own.items():
-            given = tensors[name]
-            if given.shape != target.shape or given.dtype != target.dtype:
-                raise ValueError(
-                    f"{name}: expected {target.dtype} {list(target.shape)}, found {given.dtype} {list(given.shape)}"
-                )
-            if not bool(torch.isfinite(given).all()):
-                raise ValueError(f"{name}: expected finite numbers, found NaN or infinity")
-        for name, target in own.items():
-            target.copy_(tensors[name])
+        take_over(self.tensors(), tensors)
         self.initialised = self.units_known = True
         return self
 
