@@ -293,6 +293,19 @@ def side_effects_command(
 Steps = Annotated[int | None, typer.Option(help="Optimiser steps of each refit; default: as many as the Run took.")]
 
 
+def _run_and_task(run: Path, data: Path | None, source: str) -> tuple[Run, Task]:
+    """A Run and the task that it was trained on, rebuilt with its recorded sizes."""
+    from jola_interp.runs import Run
+
+    found = Run.load(run)
+    return found, _rows_to_score(found, None, data, source, None, None)
+
+
+def _echo(result: Any, text: str, as_json: bool) -> None:
+    """What was found, as JSON or in words."""
+    typer.echo(json.dumps(result.to_dict(), indent=2) if as_json else text)
+
+
 @app.command("evidence")
 def evidence_command(
     run: RunPath,
@@ -310,15 +323,13 @@ def evidence_command(
     """Is there a "which", and is it these heads? A finished part is kept until what it rests on changes."""
     from jola_interp.evidence.card import Options as Spending
     from jola_interp.evidence.card import evidence_card
-    from jola_interp.runs import Run
 
-    found = Run.load(run)
-    task = _rows_to_score(found, None, data, source, None, None)
+    found, task = _run_and_task(run, data, source)
     wanted = part or ["cheap"]
     parts = wanted[0] if len(wanted) == 1 else wanted
     options = Spending(sets=sets, pairs=pairs, rows=rows, k=k)
     card = evidence_card(found, task, _model_for(found, model), parts, steps=steps, options=options)
-    typer.echo(json.dumps(card.to_dict(), indent=2) if as_json else repr(card))
+    _echo(card, repr(card), as_json)
 
 
 @app.command("audit")
@@ -331,12 +342,10 @@ def audit_command(
 ) -> None:
     """Which reported numbers are facts: each is measured again under the exact symmetries of model and edit."""
     from jola_interp.evidence.audit import audit
-    from jola_interp.runs import Run
 
-    found = Run.load(run)
-    task = _rows_to_score(found, None, data, source, None, None)
+    found, task = _run_and_task(run, data, source)
     result = audit(found, task, _model_for(found, model))
-    typer.echo(json.dumps(result.to_dict(), indent=2) if as_json else repr(result))
+    _echo(result, repr(result), as_json)
 
 
 @app.command("calibrate")
@@ -352,13 +361,11 @@ def calibrate_command(
 ) -> None:
     """Plant edits of known heads, of the Run's sizes, in its model; train as the Run was; count what is found."""
     from jola_interp.evidence.calibration import calibrate
-    from jola_interp.runs import Run
 
-    found = Run.load(run)
-    task = _rows_to_score(found, None, data, source, None, None)
+    found, task = _run_and_task(run, data, source)
     target = _model_for(found, model) or found.model
     result = calibrate(target, task, found, heads=planted, backend=found.config["backend"])
-    typer.echo(json.dumps(result.to_dict(), indent=2) if as_json else repr(result))
+    _echo(result, repr(result), as_json)
 
 
 @app.command("rivals")
@@ -375,12 +382,10 @@ def rivals_command(
 ) -> None:
     """Forbid the heads that were found, train again, until the gain is lost: how many disjoint sets do the task?"""
     from jola_interp.evidence.rivals import rivals
-    from jola_interp.runs import Run
 
-    found = Run.load(run)
-    task = _rows_to_score(found, None, data, source, None, None)
+    found, task = _run_and_task(run, data, source)
     result = rivals(found, task, _model_for(found, model), k=k, margin=margin, most=most, steps=steps)
-    typer.echo(json.dumps(result.to_dict(), indent=2) if as_json else result.sentence())
+    _echo(result, result.sentence(), as_json)
 
 
 @app.command()

@@ -354,7 +354,7 @@ def _with_part(card: Card, part: Part, case: Case, options: Options, asked: Mapp
     started = time.perf_counter()
     try:
         found = _plain(part.compute(case, options))
-    except (ValueError, RuntimeError, IndexError, NotImplementedError) as error:
+    except (ValueError, RuntimeError, IndexError) as error:
         logger.warning("evidence: %s could not be had: %s", part.name, error)
         found = {NOT_APPLICABLE: f"{type(error).__name__}: {error}"}
     _note_time(case.run, part.name, time.perf_counter() - started)
