@@ -219,14 +219,15 @@ PRESETS: dict[str, Preset] = {
         {"inference": "hard", "init_log_alpha": 2.0},
         TrainConfig(
             epochs=6,
+            lr=5e-2,
             gate_lr=1.0,
             gate_lr_schedule="constant",
             gate_share=0.65,
-            penalty_warmup=0.2,
+            penalty_warmup=0.4,
         ),
-        "JoLA §3 with gates that decide: they move far and fast (gate learning rate 1, not annealed), pay after the "
-        "vectors have grown (λ rises over a fifth of the steps), and are then fixed, open or shut, while the vectors "
-        "train on.",
+        "JoLA §3 with gates that decide: the vectors grow fast (learning rate .05) while λ rises over two fifths of the "
+        "steps; the gates move far and fast (learning rate 1, not annealed) and are then fixed, open or shut, while the "
+        "vectors train on.",
     ),
     "paper": Preset(
         {"inference": "expected", "init_log_alpha": 2.0},
