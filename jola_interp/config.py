@@ -225,9 +225,9 @@ PRESETS: dict[str, Preset] = {
             gate_share=0.65,
             penalty_warmup=0.4,
         ),
-        "JoLA §3 with gates that decide: the vectors grow fast (learning rate .05) while λ rises over two fifths of the "
-        "steps; the gates move far and fast (learning rate 1, not annealed) and are then fixed, open or shut, while the "
-        "vectors train on.",
+        "JoLA §3 with gates that decide: the vectors grow fast (learning rate .05) while λ rises over two fifths of "
+        "the steps; the gates move far and fast (learning rate 1, not annealed) and are then fixed, open or shut, "
+        "while the vectors train on.",
     ),
     "paper": Preset(
         {"inference": "expected", "init_log_alpha": 2.0},

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -22,20 +22,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jola_interp._log import logger
+from jola_interp.analysis.rows import Rows, Split, prepared
 from jola_interp.backends import Attachment, BackendName, attach
 from jola_interp.backends.restart import recorded, restarted
-from jola_interp.batching import IGNORED, Batch, Encoded, answer_losses, batches_of, collate, encode_examples, pad_id
+from jola_interp.batching import IGNORED, Batch, Encoded, answer_losses, batches_of, collate, pad_id
 from jola_interp.edits.base import Context, Site, unit_label
 from jola_interp.edits.jola import JoLA, Operation, SiteEdit
 from jola_interp.evaluation.likelihood import batch_losses
 from jola_interp.models import Model
 from jola_interp.runs import Run
-from jola_interp.tasks import Task, load_task
+from jola_interp.tasks import Task
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Split = Literal["validation", "test"]
 Method = Literal["exact", "gradient"]
 HALVINGS = 200
 """Random halvings of the rows over which a reliability is averaged."""
@@ -202,13 +202,13 @@ def leave_one_out(
         RestartError: the architecture does not allow restarts; ``naive=True`` needs none.
         EditNotLiveError: the edit did not act in every pass.
     """
-    target, encoded = _prepared(run, task, model, split, rows, batch_size, "leave_one_out")
+    read = _prepared(run, task, model, split, rows, batch_size, "leave_one_out")
     chosen = select_gates(run.edit, kinds, units)
-    options: dict[str, Any] = {"backend": _backend(run, target), "batch_size": batch_size}
-    found = exact_effects(run.edit, target, encoded, chosen, every=every, naive=naive, **options)
+    options: dict[str, Any] = {"backend": read.backend, "batch_size": batch_size}
+    found = exact_effects(run.edit, read.model, read.encoded, chosen, every=every, naive=naive, **options)
     if not estimate:
         return found
-    guessed = estimated_effects(run.edit, target, encoded, chosen, **options)
+    guessed = estimated_effects(run.edit, read.model, read.encoded, chosen, **options)
     return replace(found, estimate=guessed.effect)
 
 
@@ -228,10 +228,9 @@ def gradient_estimate(
     Arguments and errors as in :func:`leave_one_out`. Source: Michel et al. 2019 (arXiv 1905.10650), who take the
     gradient at head masks in place of gates; its sign is kept here.
     """
-    target, encoded = _prepared(run, task, model, split, rows, batch_size, "gradient_estimate")
+    read = _prepared(run, task, model, split, rows, batch_size, "gradient_estimate")
     chosen = select_gates(run.edit, kinds, units)
-    backend = _backend(run, target)
-    return estimated_effects(run.edit, target, encoded, chosen, backend=backend, batch_size=batch_size)
+    return estimated_effects(run.edit, read.model, read.encoded, chosen, backend=read.backend, batch_size=batch_size)
 
 
 def select_gates(
@@ -433,36 +432,10 @@ def _kind(part: SiteEdit, operation: str) -> str:
 
 def _prepared(
     run: Run, task: str | Task, model: str | Model | None, split: Split, rows: int, batch_size: int, what: str
-) -> tuple[Model, list[Encoded]]:
-    """The model, without an edit and as the Run's backend wants it, and the rows, encoded as in training."""
-    if split not in get_args(Split):
-        raise ValueError(f"split must be one of {', '.join(get_args(Split))}; got {split!r}")
-    for name, value in (("rows", rows), ("batch_size", batch_size)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be an integer ≥ 1; got {value!r}")
-    data = task if isinstance(task, Task) else load_task(task)
-    examples = getattr(data, split)[:rows]
-    if not examples:
-        raise ValueError(f"task {data.name!r}: the {split} split is empty")
-    if len(examples) < rows:
-        logger.info("%s: %d %s rows, all that there are", what, len(examples), split)
-    target = run.ready(model, what)
-    if target.tokenizer is None:
-        raise ValueError("the model has no tokenizer: load_model(model, tokenizer=...)")
-    train = run.config["train"]
-    encoded = encode_examples(
-        examples,
-        target.tokenizer,
-        wrapper=train["wrapper"],
-        max_length=train["max_length"],
-        eos=train["eos"],
-        template=data.template if train["answers"] == "worded" else "{answer}",
-    )
-    return target, encoded
-
-
-def _backend(run: Run, model: Model) -> BackendName:
-    return "lens" if model.booted else cast(BackendName, run.config["backend"])
+) -> Rows:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size must be an integer ≥ 1; got {batch_size!r}")
+    return prepared(run, task, model, split=split, rows=rows, what=what)
 
 
 def _bar(gates: int, rows: Sequence[Encoded], batch_size: int) -> Any:

@@ -1,0 +1,159 @@
+"""Tables that cost passes of the model, kept beside their Run: measured once, drawn anywhere.
+
+A table is a frozen dataclass of arrays, mappings of arrays, tuples of dataclasses and plain values. Its file is
+``<run>/analysis/<name>.safetensors``: arrays as tensors, everything else as JSON in the header.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+
+from jola_interp import _files
+from jola_interp.runs import edit_digest
+
+if TYPE_CHECKING:
+    from jola_interp.runs import Run
+
+FOLDER, FORMAT = "analysis", 1
+T = TypeVar("T")
+
+
+class NotMeasuredError(ValueError):
+    """A table that a Run does not hold, or that was measured on another edit; says how to measure it."""
+
+
+def save_table(run: Run, name: str, table: Any, about: Mapping[str, Any] | None = None) -> Path:
+    """Keep a table beside its Run.
+
+    Args:
+        run: where to.
+        name: the file is ``analysis/<name>.safetensors``.
+        table: a dataclass as the module says.
+        about: what it was measured on (rows, model, options), JSON-ready.
+    """
+    folder = run.path / FOLDER
+    folder.mkdir(exist_ok=True)
+    file = folder / f"{name}.safetensors"
+    write_table(table, file, {"edit": edit_digest(run.edit), **(about or {})})
+    return file
+
+
+def load_table(run: Run, name: str, kind: type[T]) -> T:
+    """The table that was kept under a name.
+
+    Raises:
+        NotMeasuredError: there is none, or it belongs to another edit.
+    """
+    file = run.path / FOLDER / f"{name}.safetensors"
+    command = f"jola-interp analyse RUN --part {name}"
+    if not file.exists():
+        raise NotMeasuredError(f"{run.path} holds no table {name!r}: measure it with ji.analyse(run) or {command}")
+    if about_table(run, name).get("edit") != edit_digest(run.edit):
+        raise NotMeasuredError(f"{file} was measured on another edit than this Run's: measure it anew with {command}")
+    return read_table(kind, file)
+
+
+def about_table(run: Run, name: str) -> dict[str, Any]:
+    """What a kept table was measured on; empty if there is none."""
+    file = run.path / FOLDER / f"{name}.safetensors"
+    return dict(_header(file)["about"]) if file.exists() else {}
+
+
+def write_table(table: Any, file: Path, about: Mapping[str, Any]) -> None:
+    """Write a dataclass; equal tables give equal bytes."""
+    tensors: dict[str, torch.Tensor] = {}
+    plain: dict[str, Any] = {}
+    maps: dict[str, list[str]] = {}
+    for field in dataclasses.fields(table):
+        value = getattr(table, field.name)
+        if _is_array(value):
+            tensors[field.name] = torch.from_numpy(np.ascontiguousarray(value))
+        elif isinstance(value, Mapping) and value and all(map(_is_array, value.values())):
+            maps[field.name] = list(value)
+            tensors |= {f"{field.name}.{key}": torch.from_numpy(np.ascontiguousarray(x)) for key, x in value.items()}
+        else:
+            plain[field.name] = _plain(value)
+    header = {"format": FORMAT, "table": type(table).__name__, "about": dict(about), "plain": plain, "maps": maps}
+    content = json.dumps(header, ensure_ascii=False, allow_nan=False, sort_keys=True)
+    # safetensors refuses a file without tensors.
+    _files.write_tensors(file, tensors or {"none": torch.zeros(0)}, {"header": content})
+
+
+def read_table(kind: type[T], file: Path) -> T:
+    """Read what :func:`write_table` wrote.
+
+    Raises:
+        ValueError: a newer format, or another table.
+    """
+    header = _header(file)
+    if header["format"] != FORMAT or header["table"] != kind.__name__:
+        found = f"{header['table']} in format {header['format']}"
+        raise ValueError(f"{file}: found {found}, expected {kind.__name__} in format {FORMAT}")
+    tensors = {name: value.numpy() for name, value in _files.read_tensors(file).items()}
+    types = typing.get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if field.name in header["plain"]:
+            values[field.name] = _rebuilt(types[field.name], header["plain"][field.name])
+        elif field.name in header["maps"]:
+            values[field.name] = {key: tensors[f"{field.name}.{key}"] for key in header["maps"][field.name]}
+        else:
+            values[field.name] = tensors[field.name]
+    return kind(**values)
+
+
+def _header(file: Path) -> dict[str, Any]:
+    from safetensors import safe_open
+
+    with safe_open(file, "np") as opened:
+        content = (opened.metadata() or {}).get("header")
+    if content is None:
+        raise ValueError(f"{file}: found no header, expected a table of jola_interp")
+    return dict(json.loads(content))
+
+
+def _is_array(value: object) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype != object
+
+
+def _plain(value: Any) -> Any:
+    """JSON-ready; NaN, which JSON lacks, as the word."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray):  # of objects: names
+        return _plain(value.tolist())
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    return str(value) if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _rebuilt(kind: Any, value: Any) -> Any:
+    """A value of JSON as its field's type has it: tuples, dataclasses, arrays of names, NaN."""
+    if value is None or kind is Any:
+        return value
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if type(None) in inner:  # an optional field
+        return _rebuilt(next(arg for arg in inner if arg is not type(None)), value)
+    if dataclasses.is_dataclass(kind):
+        types = typing.get_type_hints(kind)
+        return kind(**{name: _rebuilt(types[name], item) for name, item in value.items()})  # type: ignore[operator]
+    if origin is tuple:
+        kinds = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
+        return tuple(_rebuilt(one, item) for one, item in zip(kinds, value, strict=True))
+    if origin is not None and issubclass(origin, Mapping):
+        return {name: _rebuilt(inner[1], item) for name, item in value.items()}
+    if kind is float:
+        return float(value)
+    return np.array(value, dtype=object) if kind is np.ndarray else value
