@@ -17,7 +17,7 @@ from jola_interp.backends.restart import blocks
 from jola_interp.batching import Batch, Encoded, batches_of, collate, encode_examples, pad_id
 from jola_interp.edits.base import Context, Site
 from jola_interp.edits.jola import JoLA
-from jola_interp.models import Model
+from jola_interp.models import Model, load_model
 from jola_interp.runs import Run
 from jola_interp.tasks import Example, Task, load_task
 
@@ -85,6 +85,12 @@ def prepared(
     )
     backend = "lens" if target.booted else cast(BackendName, run.config["backend"])
     return Rows(run, target, data, tuple(examples), tuple(encoded), backend)
+
+
+def precise(model: Model) -> Model:
+    """The same weights in float32, loaded again where the model knows where from; else the model as it is."""
+    known = model.source is not None and model.dtype != torch.float32
+    return load_model(model.source, dtype="float32") if known else model  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,9 @@ from jola_interp import _files
 from jola_interp.runs import edit_digest
 
 if TYPE_CHECKING:
+    from jola_interp.models import Model
     from jola_interp.runs import Run
+    from jola_interp.tasks import Task
 
 FOLDER, FORMAT = "analysis", 1
 T = TypeVar("T")
@@ -30,19 +32,25 @@ class NotMeasuredError(ValueError):
     """A table that a Run does not hold, or that was measured on another edit; says how to measure it."""
 
 
-def save_table(run: Run, name: str, table: Any, about: Mapping[str, Any] | None = None) -> Path:
-    """Keep a table beside its Run.
+def about(run: Run, task: Task, model: Model, **options: Any) -> dict[str, Any]:
+    """What a table is measured on, JSON-ready: where it differs, another table is needed."""
+    known = {"edit": edit_digest(run.edit), "task": task.name, "rows_of": task.fingerprint}
+    return {**known, "model": model.fingerprint, "dtype": str(model.dtype).removeprefix("torch."), **options}
+
+
+def save_table(run: Run, name: str, table: Any, measured_on: Mapping[str, Any]) -> Path:
+    """Keep a table beside its Run, as ``analysis/<name>.safetensors``.
 
     Args:
         run: where to.
-        name: the file is ``analysis/<name>.safetensors``.
+        name: see above.
         table: a dataclass as the module says.
-        about: what it was measured on (rows, model, options), JSON-ready.
+        measured_on: what :func:`about` gave.
     """
     folder = run.path / FOLDER
     folder.mkdir(exist_ok=True)
     file = folder / f"{name}.safetensors"
-    write_table(table, file, {"edit": edit_digest(run.edit), **(about or {})})
+    write_table(table, file, measured_on)
     return file
 
 
@@ -67,7 +75,7 @@ def about_table(run: Run, name: str) -> dict[str, Any]:
     return dict(_header(file)["about"]) if file.exists() else {}
 
 
-def write_table(table: Any, file: Path, about: Mapping[str, Any]) -> None:
+def write_table(table: Any, file: Path, measured_on: Mapping[str, Any]) -> None:
     """Write a dataclass; equal tables give equal bytes."""
     tensors: dict[str, torch.Tensor] = {}
     plain: dict[str, Any] = {}
@@ -81,7 +89,7 @@ def write_table(table: Any, file: Path, about: Mapping[str, Any]) -> None:
             tensors |= {f"{field.name}.{key}": torch.from_numpy(np.ascontiguousarray(x)) for key, x in value.items()}
         else:
             plain[field.name] = _plain(value)
-    header = {"format": FORMAT, "table": type(table).__name__, "about": dict(about), "plain": plain, "maps": maps}
+    header = {"format": FORMAT, "table": type(table).__name__, "about": dict(measured_on), "plain": plain, "maps": maps}
     content = json.dumps(header, ensure_ascii=False, allow_nan=False, sort_keys=True)
     # safetensors refuses a file without tensors.
     _files.write_tensors(file, tensors or {"none": torch.zeros(0)}, {"header": content})
@@ -152,7 +160,7 @@ def _rebuilt(kind: Any, value: Any) -> Any:
     if origin is tuple:
         kinds = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
         return tuple(_rebuilt(one, item) for one, item in zip(kinds, value, strict=True))
-    if origin is not None and issubclass(origin, Mapping):
+    if isinstance(origin, type) and issubclass(origin, Mapping):
         return {name: _rebuilt(inner[1], item) for name, item in value.items()}
     if kind is float:
         return float(value)
