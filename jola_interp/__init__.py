@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from jola_interp.evidence.calibration import calibrate
     from jola_interp.evidence.card import Card, evidence_card
     from jola_interp.evidence.rivals import rivals
+    from jola_interp.explore import explore
     from jola_interp.history import GateHistory
     from jola_interp.models import Model, load_model
     from jola_interp.report import report
@@ -56,6 +57,7 @@ _HOMES = {
     "Card": "evidence.card",
     "evidence_card": "evidence.card",
     "rivals": "evidence.rivals",
+    "explore": "explore",
     "GateHistory": "history",
     "Model": "models",
     "load_model": "models",
@@ -76,7 +78,7 @@ _MODULES = ("gates", "plots")
 __all__ = [
     "PRESETS", "Callback", "Card", "Edit", "Example", "GateHistory", "HeadShape", "JoLA", "MinimalPair", "Model",
     "Run", "Task", "TensorBoardLogger", "TrainConfig", "TrainingDivergedError", "WandbLogger", "__version__", "attach",
-    "audit", "calibrate", "compare", "evaluate", "evaluate_with_harness", "evidence_card", "fit", "gates",
+    "audit", "calibrate", "compare", "evaluate", "evaluate_with_harness", "evidence_card", "explore", "fit", "gates",
     "load_model", "load_task", "methods", "minimal_pairs", "plots", "report", "rivals", "set_verbosity",
     "side_effects", "task_names",
 ]  # fmt: skip

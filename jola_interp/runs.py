@@ -44,6 +44,10 @@ OWN_FILES = (*SHARED_FILES, "predictions.jsonl", "timing.json", "report.html")
 """What a Run may hold beside its checkpoint and its transfer scores."""
 TRANSFER = "transfer"
 """Scores on other tasks, a directory each."""
+ANALYSIS = "analysis"
+"""Tables that were measured on the edit, a file each."""
+WITH_TEXT = "text-*.safetensors"
+"""Those of them that hold text from the data."""
 PARTIAL = "partial-*.jsonl"
 """What an evaluation that was cut short has left."""
 
@@ -127,7 +131,7 @@ class Run:
             cache_dir=cache_dir,
             token=token,
             local_files_only=local_files_only,
-            allow_patterns=[*SHARED_FILES, "predictions.jsonl", f"{TRANSFER}/*.json*"],
+            allow_patterns=[*SHARED_FILES, "predictions.jsonl", f"{TRANSFER}/*.json*", f"{ANALYSIS}/*.safetensors"],
         )
         return cls.load(folder)
 
@@ -145,11 +149,15 @@ class Run:
 
         api = HfApi(token=token)
         api.create_repo(repo_id, private=private, exist_ok=True)
-        files = [*SHARED_FILES, f"{TRANSFER}/*scores.json"]
+        files = [*SHARED_FILES, f"{TRANSFER}/*scores.json", f"{ANALYSIS}/*.safetensors"]
         if include_predictions:
             files += ["predictions.jsonl", f"{TRANSFER}/*predictions.jsonl"]
         commit = api.upload_folder(
-            repo_id=repo_id, folder_path=self.path, allow_patterns=files, commit_message=commit_message
+            repo_id=repo_id,
+            folder_path=self.path,
+            allow_patterns=files,
+            ignore_patterns=None if include_predictions else [f"{ANALYSIS}/{WITH_TEXT}"],
+            commit_message=commit_message,
         )
         return str(commit.commit_url)
 
@@ -475,6 +483,10 @@ def clear_run(folder: Path) -> None:
     clear_scores(folder)
     for name in OWN_FILES:
         (folder / name).unlink(missing_ok=True)
+    for file in (folder / ANALYSIS).glob("*.safetensors"):
+        file.unlink()
+    with suppress(OSError):  # something of the user's is in it, or it is not there
+        (folder / ANALYSIS).rmdir()
     checkpoint.remove(folder / "checkpoint")
 
 

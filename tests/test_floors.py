@@ -40,6 +40,7 @@ FLOORS = {
     "export": 4,
     "plots": 5,
     "cli": 6,
+    "explore": 6,
     "report": 6,
     "study": 6,
     "hub": 6,

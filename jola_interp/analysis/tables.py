@@ -17,14 +17,14 @@ import numpy as np
 import torch
 
 from jola_interp import _files
-from jola_interp.runs import edit_digest
+from jola_interp.runs import ANALYSIS, edit_digest
 
 if TYPE_CHECKING:
     from jola_interp.models import Model
     from jola_interp.runs import Run
     from jola_interp.tasks import Task
 
-FOLDER, FORMAT = "analysis", 1
+FORMAT = 1
 T = TypeVar("T")
 
 
@@ -47,7 +47,7 @@ def save_table(run: Run, name: str, table: Any, measured_on: Mapping[str, Any]) 
         table: a dataclass as the module says.
         measured_on: what :func:`about` gave.
     """
-    folder = run.path / FOLDER
+    folder = run.path / ANALYSIS
     folder.mkdir(exist_ok=True)
     file = folder / f"{name}.safetensors"
     write_table(table, file, measured_on)
@@ -60,7 +60,7 @@ def load_table(run: Run, name: str, kind: type[T]) -> T:
     Raises:
         NotMeasuredError: there is none, or it belongs to another edit.
     """
-    file = run.path / FOLDER / f"{name}.safetensors"
+    file = run.path / ANALYSIS / f"{name}.safetensors"
     command = f"jola-interp analyse RUN --part {name}"
     if not file.exists():
         raise NotMeasuredError(f"{run.path} holds no table {name!r}: measure it with ji.analyse(run) or {command}")
@@ -71,7 +71,7 @@ def load_table(run: Run, name: str, kind: type[T]) -> T:
 
 def about_table(run: Run, name: str) -> dict[str, Any]:
     """What a kept table was measured on; empty if there is none."""
-    file = run.path / FOLDER / f"{name}.safetensors"
+    file = run.path / ANALYSIS / f"{name}.safetensors"
     return dict(_header(file)["about"]) if file.exists() else {}
 
 
