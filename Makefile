@@ -23,7 +23,7 @@ ARGS ?=
 # $(call quietly,LOG,COMMAND): silence when it works, everything it said when it does not.
 quietly = $(2) >$(1) 2>&1 </dev/null || { status=$$?; cat $(1) >&2; exit $$status; }
 
-.PHONY: help setup demo test notebooks check lint types wheel-check lab figures constraints clean
+.PHONY: help setup demo test notebooks check lint types wheel-check lab figures runs constraints clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,8 +75,11 @@ wheel-check: $(STAMP) ## Build sdist and wheel; import every module from the whe
 lab: $(STAMP) ## Open the notebooks in JupyterLab
 	@cd notebooks && exec ../$(BIN)/jupyter lab $(if $(CI),--no-browser) $(ARGS)
 
-figures: $(STAMP) ## Make every figure in figures/ anew
+figures: $(STAMP) ## Draw every figure in figures/ anew, from the Runs in figures/runs
 	@$(BIN)/python figures/make.py $(ARGS)
+
+runs: $(STAMP) ## Train the Runs in figures/runs anew (hours); ARGS="--source DIRECTORY" for local benchmarks
+	@$(BIN)/python figures/train.py $(ARGS)
 
 # To move to newer versions: .venv/bin/pip install --upgrade --upgrade-strategy eager -e '.[dev]', then this.
 # What PyTorch's CUDA build brings is left out (PyTorch pins it itself, and other machines have none of it).

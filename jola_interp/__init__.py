@@ -17,7 +17,8 @@ from jola_interp._log import default_verbosity, set_verbosity
 from jola_interp._version import __version__
 
 if TYPE_CHECKING:
-    from jola_interp import gates, plots
+    from jola_interp import analysis, gates, plots
+    from jola_interp.analysis.measured import analyse
     from jola_interp.backends import attach
     from jola_interp.callbacks import Callback, TensorBoardLogger, WandbLogger
     from jola_interp.config import PRESETS, TrainConfig
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from jola_interp.training import TrainingDivergedError, fit, methods
 
 _HOMES = {
+    "analyse": "analysis.measured",
     "attach": "backends",
     "Callback": "callbacks",
     "TensorBoardLogger": "callbacks",
@@ -73,14 +75,14 @@ _HOMES = {
     "fit": "training",
     "methods": "training",
 }
-_MODULES = ("gates", "plots")
+_MODULES = ("analysis", "gates", "plots")
 
 __all__ = [
     "PRESETS", "Callback", "Card", "Edit", "Example", "GateHistory", "HeadShape", "JoLA", "MinimalPair", "Model",
-    "Run", "Task", "TensorBoardLogger", "TrainConfig", "TrainingDivergedError", "WandbLogger", "__version__", "attach",
-    "audit", "calibrate", "compare", "evaluate", "evaluate_with_harness", "evidence_card", "explore", "fit", "gates",
-    "load_model", "load_task", "methods", "minimal_pairs", "plots", "report", "rivals", "set_verbosity",
-    "side_effects", "task_names",
+    "Run", "Task", "TensorBoardLogger", "TrainConfig", "TrainingDivergedError", "WandbLogger", "__version__",
+    "analyse", "analysis", "attach", "audit", "calibrate", "compare", "evaluate", "evaluate_with_harness",
+    "evidence_card", "explore", "fit", "gates", "load_model", "load_task", "methods", "minimal_pairs", "plots",
+    "report", "rivals", "set_verbosity", "side_effects", "task_names",
 ]  # fmt: skip
 
 default_verbosity()

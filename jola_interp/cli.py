@@ -288,17 +288,37 @@ def side_effects_command(
     typer.echo(json.dumps(found.to_dict(), indent=2) if as_json else str(found))
 
 
-# -- evidence ------------------------------------------------------------------------------------------------------
-
-Steps = Annotated[int | None, typer.Option(help="Optimiser steps of each refit; default: as many as the Run took.")]
-
-
 def _run_and_task(run: Path, data: Path | None, source: str) -> tuple[Run, Task]:
     """A Run and the task that it was trained on, rebuilt with its recorded sizes."""
     from jola_interp.runs import Run
 
     found = Run.load(run)
     return found, _rows_to_score(found, None, data, source, None, None)
+
+
+@app.command("analyse")
+def analyse_command(
+    run: RunPath,
+    part: Annotated[list[str] | None, typer.Option(help="all, or parts by name.")] = None,
+    data: DataFolder = None,
+    source: Source = "hub",
+    model: OptionalModel = None,
+    rows: Annotated[int | None, typer.Option(help="Test rows of every part; default: each part's own.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Measure anew what is there.")] = False,
+) -> None:
+    """Measure what figures need (shifts, usage, readout, effects, …) and keep it in the Run."""
+    from jola_interp.analysis.measured import analyse
+    from jola_interp.runs import ANALYSIS
+
+    found, task = _run_and_task(run, data, source)
+    parts = "all" if part in (None, ["all"]) else part
+    for name in analyse(found, task, _model_for(found, model), parts, rows=rows, overwrite=overwrite):
+        typer.echo(str(found.path / ANALYSIS / f"{name}.safetensors"))
+
+
+# -- evidence ------------------------------------------------------------------------------------------------------
+
+Steps = Annotated[int | None, typer.Option(help="Optimiser steps of each refit; default: as many as the Run took.")]
 
 
 def _echo(result: Any, text: str, as_json: bool) -> None:

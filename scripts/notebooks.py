@@ -18,7 +18,8 @@ import sys
 import tempfile
 import time
 
-FOLDER = pathlib.Path(__file__).resolve().parents[1] / "notebooks"
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+FOLDER, RUNS = ROOT / "notebooks", ROOT / "figures" / "runs"
 SECONDS_EACH, SECONDS_ALL, SECONDS_STUCK = 120, 720, 600
 log = logging.getLogger("notebooks")
 
@@ -75,6 +76,8 @@ def run_all() -> int:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         copy = pathlib.Path(folder, FOLDER.name)
         shutil.copytree(FOLDER, copy, ignore=shutil.ignore_patterns("runs", ".ipynb_checkpoints"))
+        if RUNS.exists():  # which some notebooks look at
+            shutil.copytree(RUNS, pathlib.Path(folder, RUNS.relative_to(ROOT)))
         failed = sum(not run_one(path) for path in sorted(copy.glob("*.ipynb")))
     took = time.monotonic() - start
     log.log(level(took, SECONDS_ALL), "all notebooks: %.0f s (aim: under %d)", took, SECONDS_ALL)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 
 from jola_interp import selection
 from jola_interp.analysis.summary import gates_at, kept_epoch, kept_step, title_of
+from jola_interp.convergence import UNDECIDED
 from jola_interp.edits.base import Kind, Site, unit_label
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ class Trajectories:
         kept: the optimiser step whose parameters the Run kept.
         title: model and task.
         notes: what was thinned out, if anything was.
+        travel: [step] Σ of the gates' learning rate up to each step; None where it was not logged.
+        lowest, highest: [step] P(open) of a log α that went down from the lowest start, or up from the highest, by all
+            of ``travel``; None without it. Adam moves a parameter by about one learning rate a step and seldom by more
+            (Kingma & Ba 2015, §2.1): what lies outside was out of reach, whatever the loss said.
     """
 
     kind: Kind
@@ -47,6 +52,29 @@ class Trajectories:
     kept: int
     title: str
     notes: tuple[str, ...] = ()
+    travel: Float[np.ndarray, " step"] | None = None
+    lowest: Float[np.ndarray, " step"] | None = None
+    highest: Float[np.ndarray, " step"] | None = None
+
+    def travel_at(self, steps: Iterable[float]) -> list[float]:
+        """``travel`` at the last record not after each of ``steps``; 0 before the first."""
+        if self.travel is None:
+            return []
+        rows = np.searchsorted(self.steps, np.asarray(list(steps)), side="right") - 1
+        return [float(self.travel[row]) if row >= 0 else 0.0 for row in rows]
+
+    def reach(self) -> str:
+        """What the cone says, in words; "" where the gates' learning rate was not logged."""
+        if self.travel is None or self.lowest is None or self.highest is None:
+            return ""
+        band = (
+            "Band: P(open) within reach of a log α that moves by one learning rate a step, about the most that Adam "
+            f"does; Σ gate learning rate {self.travel[-1]:.3g}"
+        )
+        shut = np.flatnonzero(self.lowest < UNDECIDED[0])
+        if not len(shut):
+            return f"{band}, too little for any gate to shut (P(open) < {UNDECIDED[0]:g})."
+        return f"{band}; gates can be shut from step {self.steps[shut[0]]} on."
 
     def to_frame(self) -> pd.DataFrame:
         """Tidy: step, label, kind, p_open, top (1 for the most open gate at the end, …; NaN for the others)."""
@@ -90,9 +118,12 @@ def trajectories(run: Run, kind: Kind, top: int = 6, site: Site = "heads") -> Tr
     notes = []
     if len(shown) < log_alpha.shape[1]:
         notes.append(f"Grey: {len(shown)} of {log_alpha.shape[1]:,} gates, evenly spaced.")
+    steps = run.gates.steps[rows]
+    travel = gate_travel(run, steps)
+    lowest, highest = (None, None) if travel is None else _cone(log_alpha[0], travel)
     return Trajectories(
         kind=kind,
-        steps=run.gates.steps[rows],
+        steps=steps,
         values=selection.measure("p_open", log_alpha),
         labels=tuple(unit_label(site, int(layer), int(unit)) for layer, unit in np.argwhere(mask)),
         top=tuple(int(i) for i in np.argsort(-log_alpha[-1], kind="stable")[:top]),
@@ -100,7 +131,30 @@ def trajectories(run: Run, kind: Kind, top: int = 6, site: Site = "heads") -> Tr
         kept=kept_step(run),
         title=title_of(run),
         notes=tuple(notes),
+        travel=travel,
+        lowest=lowest,
+        highest=highest,
     )
+
+
+def gate_travel(run: Run, steps: Int[np.ndarray, " step"]) -> Float[np.ndarray, " step"] | None:
+    """Σ_{k ≤ step} gate_lr_k: about how far any log α can have travelled; None where a step did not log ``gate_lr``."""
+    rows = run.metrics
+    if not {"gate_lr", "ce"} <= set(rows):
+        return None
+    train = rows[rows["ce"].notna()]
+    if train["gate_lr"].isna().any():
+        return None
+    travelled = np.concatenate([[0.0], np.cumsum(train["gate_lr"].to_numpy(dtype=float))])
+    return travelled[np.searchsorted(train["step"].to_numpy(), steps, side="right")]
+
+
+def _cone(
+    starts: Float[np.ndarray, " unit"], travel: Float[np.ndarray, " step"]
+) -> tuple[Float[np.ndarray, " step"], Float[np.ndarray, " step"]]:
+    """P(open) at the lowest start − travel and at the highest start + travel."""
+    moved = travel - travel[0]
+    return selection.measure("p_open", starts.min() - moved), selection.measure("p_open", starts.max() + moved)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,14 +224,14 @@ def losses(run: Run) -> Losses:
     if not len(train):
         raise ValueError("metrics.jsonl of this Run holds no training step")
     ce = train["ce"].to_numpy(dtype=float)
-    window = max(1, len(ce) // 20) | 1  # odd, so that a centre exists
+    smooth, window = smoothed(ce)
     validations = rows[rows["validation_ce"].notna()] if "validation_ce" in rows else rows[:0]
     opens, weights = _by_kind(train, "open_"), _by_kind(train, "lambda_")
     total = sum(int(mask.sum()) for mask in run.edit.masks().values())
     return Losses(
         steps=train["step"].to_numpy(dtype=np.int64),
         ce=ce,
-        smooth=train["ce"].rolling(window, center=True, min_periods=1).mean().to_numpy(dtype=float),
+        smooth=smooth,
         window=window,
         penalty=train["penalty"].to_numpy(dtype=float),
         opens=opens,
@@ -191,6 +245,15 @@ def losses(run: Run) -> Losses:
         title=title_of(run),
         notes=_notes(weights, total) if opens else (),
     )
+
+
+def smoothed(values: Float[np.ndarray, " step"]) -> tuple[Float[np.ndarray, " step"], int]:
+    """The centred mean over a twentieth of the values, and how many that are; NaN is left out, and stays NaN."""
+    import pandas as pd
+
+    window = max(1, len(values) // 20) | 1  # odd, so that a centre exists
+    mean = pd.Series(values).rolling(window, center=True, min_periods=1).mean().to_numpy(dtype=float)
+    return np.where(np.isnan(values), np.nan, mean), window
 
 
 def _by_kind(train: pd.DataFrame, prefix: str) -> dict[str, np.ndarray]:

@@ -1,19 +1,21 @@
 """Does a gate matter: what the answers lose when it alone is closed, exactly, or to first order by one backward pass.
 
     effect[gate] = mean over rows of NLL(edit without the gate) − NLL(edit)      nats per answer token
+    alone[gate]  = mean over rows of NLL(base) − NLL(the gate's part of the edit and nothing else)
 
 A positive effect is a gate that helps. A gate that is 0 at inference, or whose vector is 0, changes nothing: its effect
-is 0 exactly and is not computed. All others are closed one by one, and each time only what stands above the gate runs
-again (:mod:`jola_interp.backends.restart`).
+is 0 exactly and is not computed. All others are closed (or opened) one by one, and each time only what stands above the
+gate runs again (:mod:`jola_interp.backends.restart`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -24,7 +26,7 @@ from torch.nn import functional as F
 from jola_interp._log import logger
 from jola_interp.analysis.rows import Rows, Split, prepared
 from jola_interp.backends import Attachment, BackendName, attach
-from jola_interp.backends.restart import recorded, restarted
+from jola_interp.backends.restart import RestartError, recorded, restarted
 from jola_interp.batching import IGNORED, Batch, Encoded, answer_losses, batches_of, collate, pad_id
 from jola_interp.edits.base import Context, Site, unit_label
 from jola_interp.edits.jola import JoLA, Operation, SiteEdit
@@ -36,7 +38,8 @@ from jola_interp.tasks import Task
 if TYPE_CHECKING:
     import pandas as pd
 
-Method = Literal["exact", "gradient"]
+T = TypeVar("T")
+Method = Literal["exact", "gradient", "alone"]
 HALVINGS = 200
 """Random halvings of the rows over which a reliability is averaged."""
 
@@ -65,15 +68,15 @@ class Gate:
 
 @dataclass(frozen=True)
 class Effects:
-    """What closing each gate alone does to the answers' likelihood.
+    """What closing each gate alone, or opening it alone, does to the answers' likelihood.
 
     Attributes:
         method: ``exact``: each gate was closed in turn. ``gradient``: −g·∂NLL/∂g, the first-order term of that.
+            ``alone``: each gate was opened in turn, with all others closed.
         gates: the gates, in the order of layers and units; each has a label, site, kind, layer, unit and value.
-        by_row: change of the mean NLL of each row's answer (nats per token) when the gate is closed; 0 where it does
-            not act.
-        nll: mean NLL of each row's answer under the whole edit, nats per token.
-        measured: which gates were closed in passes of their own (or had a gradient taken).
+        by_row: what the gate takes off the mean NLL of each row's answer (nats per token); 0 where it does not act.
+        nll: mean NLL of each row's answer under the whole edit, nats per token; without an edit for ``alone``.
+        measured: which gates were closed or opened in passes of their own (or had a gradient taken).
         estimate: the gradient's estimate of each effect, where it was asked for beside the exact one.
     """
 
@@ -212,6 +215,15 @@ def leave_one_out(
     return replace(found, estimate=guessed.effect)
 
 
+def even_without_restarts(measure: Callable[..., T], *arguments: Any, **options: Any) -> T:
+    """``measure(…)``, with ``naive=True`` where the architecture allows no restarts: slower, the same numbers."""
+    try:
+        return measure(*arguments, **options)
+    except RestartError as error:
+        logger.warning("%s; the whole model is run every time", error)
+        return measure(*arguments, naive=True, **options)
+
+
 def gradient_estimate(
     run: Run,
     task: str | Task,
@@ -231,6 +243,29 @@ def gradient_estimate(
     read = _prepared(run, task, model, split, rows, batch_size, "gradient_estimate")
     chosen = select_gates(run.edit, kinds, units)
     return estimated_effects(run.edit, read.model, read.encoded, chosen, backend=read.backend, batch_size=batch_size)
+
+
+def add_one_in(
+    run: Run,
+    task: str | Task,
+    model: str | Model | None = None,
+    *,
+    split: Split = "test",
+    rows: int = 64,
+    kinds: Iterable[str] | None = None,
+    units: Iterable[str | tuple[int, int]] | None = None,
+    naive: bool = False,
+    batch_size: int = 16,
+) -> Effects:
+    """effect = NLL(base) − NLL(only this gate's part of the edit) for every gate of a Run, each opened alone.
+
+    Beside :func:`leave_one_out` it tells what others stand in for (much alone, little when left out) from what works
+    with others only (little alone, much when left out). Costs, arguments and errors as there.
+    """
+    read = _prepared(run, task, model, split, rows, batch_size, "add_one_in")
+    chosen = select_gates(run.edit, kinds, units)
+    options: dict[str, Any] = {"backend": read.backend, "naive": naive, "batch_size": batch_size}
+    return alone_effects(run.edit, read.model, read.encoded, chosen, **options)
 
 
 def select_gates(
@@ -275,19 +310,35 @@ def exact_effects(
     part = edit.restricted().to(model.device).requires_grad_(False)
     measured = np.array([every or gate.acts for gate in chosen])
     closing = [gate for gate, wanted in zip(chosen, measured, strict=True) if wanted]
-    passes = whole_losses if naive else restarted_losses
-    losses = np.zeros((len(closing) + 1, len(rows)))  # the whole edit first
-    with attach(part, model, backend) as attached, _bar(len(closing), rows, batch_size) as bar:
-        for chunk in batches_of([len(row.ids) for row in rows], batch_size):
-            some = [rows[i] for i in chunk]
-            for place, found in enumerate(passes(part, attached, some, closing)):
-                losses[place, chunk] = found
-                bar.update(place > 0)
-        attached.check_live()
-    losses /= np.array([row.n_answer for row in rows])
+    passes = partial(whole_losses if naive else restarted_losses, change=closed)
+    losses = _mean_losses(part, model, rows, closing, passes, backend, batch_size)
     by_row = np.zeros((len(chosen), len(rows)))
     by_row[measured] = losses[1:] - losses[0]
     return Effects("exact", chosen, by_row, losses[0], measured)
+
+
+@torch.no_grad()
+def alone_effects(
+    edit: JoLA,
+    model: Model,
+    rows: Sequence[Encoded],
+    gates: Sequence[Gate] | None = None,
+    *,
+    backend: BackendName = "lens",
+    naive: bool = False,
+    batch_size: int = 16,
+) -> Effects:
+    """:func:`add_one_in` for an edit, a model and rows that are encoded already; arguments as there."""
+    chosen = select_gates(edit) if gates is None else tuple(gates)
+    whole = edit.restricted().to(model.device).requires_grad_(False)
+    bare = whole.restricted(strength=0.0)
+    measured = np.array([gate.acts for gate in chosen])
+    opening = [gate for gate in chosen if gate.acts]
+    passes = partial(whole_losses if naive else restarted_losses, change=partial(opened, whole=whole))
+    losses = _mean_losses(bare, model, rows, opening, passes, backend, batch_size)
+    by_row = np.zeros((len(chosen), len(rows)))
+    by_row[measured] = losses[0] - losses[1:]
+    return Effects("alone", chosen, by_row, losses[0], measured)
 
 
 def estimated_effects(
@@ -306,7 +357,7 @@ def estimated_effects(
     by_row, nll = np.zeros((len(chosen), len(rows))), np.zeros(len(rows))
     with attach(part, model, backend) as attached, torch.enable_grad():
         for chunk in batches_of([len(row.ids) for row in rows], batch_size):
-            batch = _collated(model, [rows[i] for i in chunk])
+            batch = collated(model, [rows[i] for i in chunk])
             logits = model.logits(batch.input_ids, batch.attention_mask, batch.keep, batch.prompt_mask)
             losses = answer_losses(logits, batch.labels).sum(1) / (batch.labels != IGNORED).sum(1)
             gradients = torch.autograd.grad(losses.sum(), list(part.factors.values()))
@@ -321,50 +372,103 @@ def estimated_effects(
 # -- passes ------------------------------------------------------------------------------------------------------------
 
 
-def restarted_losses(edit: JoLA, attached: Attachment, rows: list[Encoded], gates: list[Gate]) -> Iterator[np.ndarray]:
-    """Σ −log p of each row's answer, under the whole edit and then without each gate; only what changes runs."""
+@contextmanager
+def closed(edit: JoLA, gate: Gate) -> Iterator[None]:
+    """Close one gate of an edit, in place: the vectors that listen to it are 0 inside."""
+    with _moved(_vectors_of(edit, gate), [torch.zeros(())] * len(_vectors_of(edit, gate))):
+        yield
+
+
+@contextmanager
+def opened(edit: JoLA, gate: Gate, whole: JoLA) -> Iterator[None]:
+    """Open one gate of an edit, in place: the vectors that listen to it are those of ``whole`` inside."""
+    with _moved(_vectors_of(edit, gate), _vectors_of(whole, gate)):
+        yield
+
+
+Change = Callable[[JoLA, Gate], AbstractContextManager[None]]
+"""What is done to one gate of an edit for the time of a pass."""
+
+
+def restarted_losses(
+    edit: JoLA, attached: Attachment, rows: list[Encoded], gates: list[Gate], change: Change = closed
+) -> Iterator[np.ndarray]:
+    """Σ −log p of each row's answer, under the edit and then with each gate changed; only what changes runs."""
     model = attached.model
-    batch = _collated(model, rows)
-    answer = batch.labels != IGNORED
-    with recorded(model, attached, read=F.pad(answer, (0, 1))) as recording:  # one before each answer token
-        whole = _marked_losses(model, batch)
-    yield whole
+    batch = collated(model, rows)
+    with recorded(model, attached, read=read_at(batch)) as recording:
+        first = marked_losses(model, batch)
+    yield first
     for gate in gates:
-        with restarted(recording, gate.layer), closed(edit, gate):
-            found = _marked_losses(model, batch)
+        with restarted(recording, gate.layer), change(edit, gate):
+            found = marked_losses(model, batch)
         yield found
 
 
-def whole_losses(edit: JoLA, attached: Attachment, rows: list[Encoded], gates: list[Gate]) -> Iterator[np.ndarray]:
+def whole_losses(
+    edit: JoLA, attached: Attachment, rows: list[Encoded], gates: list[Gate], change: Change = closed
+) -> Iterator[np.ndarray]:
     """The same by whole passes."""
     yield batch_losses(attached.model, rows)
     for gate in gates:
-        with closed(edit, gate):
+        with change(edit, gate):
             found = batch_losses(attached.model, rows)
         yield found
 
 
-@contextmanager
-def closed(edit: JoLA, gate: Gate) -> Iterator[None]:
-    """Close one gate of an edit, in place: the vectors that listen to it are 0 inside."""
+def _mean_losses(
+    edit: JoLA,
+    model: Model,
+    rows: Sequence[Encoded],
+    gates: list[Gate],
+    passes: Callable[[JoLA, Attachment, list[Encoded], list[Gate]], Iterator[np.ndarray]],
+    backend: BackendName,
+    batch_size: int,
+) -> Float[np.ndarray, "pass row"]:
+    """Mean NLL of each row's answer, in nats per token: under the edit, then with each gate changed."""
+    losses = np.zeros((len(gates) + 1, len(rows)))
+    with attach(edit, model, backend) as attached, progress(len(gates), rows, batch_size, "gates") as bar:
+        for chunk in batches_of([len(row.ids) for row in rows], batch_size):
+            some = [rows[i] for i in chunk]
+            for place, found in enumerate(passes(edit, attached, some, gates)):
+                losses[place, chunk] = found
+                bar.update(place > 0)
+        attached.check_live()
+    return np.asarray(losses / np.array([row.n_answer for row in rows]))
+
+
+def _vectors_of(edit: JoLA, gate: Gate) -> list[Tensor]:
+    """The vectors that listen to a gate: views of the edit's own, [width]."""
     part = edit.site(gate.site)
-    vectors = [vector.data for name, vector in part.vectors.items() if _kind(part, name) == gate.kind]
-    kept = [vector[gate.layer, gate.unit].clone() for vector in vectors]
+    found = [vector.data for name, vector in part.vectors.items() if _kind(part, name) == gate.kind]
+    return [vector[gate.layer, gate.unit] for vector in found]
+
+
+@contextmanager
+def _moved(vectors: list[Tensor], values: list[Tensor]) -> Iterator[None]:
+    """Other values for some vectors, in place; on leaving, also by an exception, they are what they were."""
+    kept = [vector.clone() for vector in vectors]
     try:
-        for vector in vectors:
-            vector[gate.layer, gate.unit] = 0
+        for vector, value in zip(vectors, values, strict=True):
+            vector.copy_(value)
         yield
     finally:
-        for vector, values in zip(vectors, kept, strict=True):
-            vector[gate.layer, gate.unit] = values
+        for vector, value in zip(vectors, kept, strict=True):
+            vector.copy_(value)
 
 
-def _collated(model: Model, rows: Sequence[Encoded]) -> Batch:
+def read_at(batch: Batch) -> Bool[Tensor, "row kept"]:
+    """The last positions whose logits predict an answer token: one before each of them."""
+    return F.pad(batch.labels != IGNORED, (0, 1))
+
+
+def collated(model: Model, rows: Sequence[Encoded]) -> Batch:
+    """Rows as one batch on the model's device."""
     return collate(rows, pad_id(model.tokenizer) if model.tokenizer is not None else 0, model.device)
 
 
-def _marked_losses(model: Model, batch: Batch) -> Float[np.ndarray, " row"]:
-    """Σ −log p of each row's answer, of a pass that gives just the logits that predict it."""
+def marked_losses(model: Model, batch: Batch) -> Float[np.ndarray, " row"]:
+    """Σ −log p of each row's answer, of a pass that gives just the logits that predict it (:func:`read_at`)."""
     logits = model.forward(batch.input_ids, batch.attention_mask, batch.keep, batch.prompt_mask).logits[0]
     answer = batch.labels != IGNORED
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -438,8 +542,9 @@ def _prepared(
     return prepared(run, task, model, split=split, rows=rows, what=what)
 
 
-def _bar(gates: int, rows: Sequence[Encoded], batch_size: int) -> Any:
+def progress(passes: int, rows: Sequence[Encoded], batch_size: int, what: str) -> Any:
+    """A bar that counts passes over all batches; none where the log is quiet."""
     from tqdm.auto import tqdm
 
-    total = gates * math.ceil(len(rows) / batch_size)
-    return tqdm(total=total, desc="gates", disable=logger.getEffectiveLevel() > 30, leave=False)
+    total = passes * math.ceil(len(rows) / batch_size)
+    return tqdm(total=total, desc=what, disable=logger.getEffectiveLevel() > 30, leave=False)

@@ -1,24 +1,29 @@
-"""Gates as layer × head maps: P(open) of each kind, how each head is used, and both over training."""
+"""Gates as layer × head maps: P(open) of each kind, how each head is used, both over training and between Runs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
 from jola_interp import selection
-from jola_interp.analysis.grids import GridMap, Sheet
+from jola_interp.analysis.grids import GridMap, Sheet, reach
 from jola_interp.analysis.summary import gate_summary, gates_at, kept_label, title_of, undecided
 from jola_interp.edits.base import Site, unit_label
+from jola_interp.evidence.overlap import overlap
 
 if TYPE_CHECKING:
     from jola_interp.runs import Run
 
 SNAPSHOTS = 5
 """How many steps :func:`snapshots` shows by default, the first and the last among them."""
-_SYMBOLS = {"additive": "‖a‖", "multiplicative": "‖m‖"}
+_SYMBOLS = {"additive": "‖g_a a‖", "multiplicative": "‖g_m m‖"}
+_SELECTED = ("neither", "A alone", "B alone", "both Runs")
+_X_LABELS = {"heads": "head", "mlp": "MLP", "attention": "attention"}
 
 
 def gate_maps(run: Run, step: int | None = None, site: Site = "heads") -> dict[str, GridMap]:
@@ -26,8 +31,8 @@ def gate_maps(run: Run, step: int | None = None, site: Site = "heads") -> dict[s
 
     Args:
         run: whose gates.
-        step: the state after this optimiser step (the last record not after it); None is the kept edit, whose vectors'
-            norms are then among the hover columns.
+        step: the state after this optimiser step (the last record not after it); None is the kept edit, whose
+            :func:`norms` are then among the hover columns.
         site: ``heads`` or ``mlp``.
 
     Raises:
@@ -41,10 +46,18 @@ def gate_maps(run: Run, step: int | None = None, site: Site = "heads") -> dict[s
     return {kind: _map(run, value, site, f"{kind}, step {run.gates.steps[row]}", {}) for kind, value in then.items()}
 
 
-def status_map(run: Run, rule: str = selection.DEFAULT_RULE, site: Site = "heads") -> GridMap:
+def status_map(
+    run: Run, rule: str = selection.DEFAULT_RULE, site: Site = "heads", vectors: bool = True
+) -> GridMap:  # fmt: skip
     """How the kept edit uses each head under ``rule``: none, additive, multiplicative or both.
 
     A head is marked where a gate of it has not decided: its status may not be the last word.
+
+    Args:
+        run: whose gates.
+        rule: when a gate counts as open (see :mod:`jola_interp.selection`).
+        site: ``heads``, ``mlp`` or ``attention``.
+        vectors: whether :func:`norms` are among the hover columns, beside P(open).
 
     Raises:
         ValueError: a rule outside the grammar, or an edit without gates at ``site``.
@@ -57,11 +70,11 @@ def status_map(run: Run, rule: str = selection.DEFAULT_RULE, site: Site = "heads
         title="status",
         labels=_labels(run, site),
         mask=mask,
-        range=(0.0, float(len(selection.STATUSES) - 1)),
+        range=reach("status"),
         kind="status",
-        x_label=_x_label(site),
+        x_label=_X_LABELS[site],
         marked=np.any([undecided(value) for value in log_alphas.values()], axis=0),
-        hover=opens | norms(run, site),
+        hover=opens | (norms(run, site) if vectors else {}),
         group=_group(run, site),
         categories=_categories(list(log_alphas)),
     )
@@ -77,7 +90,7 @@ def head_maps(run: Run, rule: str = selection.DEFAULT_RULE, site: Site = "heads"
     panels = (*gate_maps(run, site=site).values(), status_map(run, rule, site))
     stamp = run.convergence
     notes = summary.sentences() if stamp is None or stamp.converged else (*summary.sentences(), stamp.sentence())
-    return Sheet((panels,), f"{title_of(run)}: gates kept ({kept_label(run)})", notes)
+    return Sheet((panels,), f"{title_of(run)}: gates kept ({kept_label(run)})", notes, margin=True)
 
 
 def snapshots(run: Run, steps: Iterable[int] | None = None, site: Site = "heads") -> Sheet:
@@ -109,13 +122,131 @@ def snapshots(run: Run, steps: Iterable[int] | None = None, site: Site = "heads"
     )
 
 
+def compare_heads(run_a: Run, run_b: Run, rule: str = selection.DEFAULT_RULE, site: Site = "heads") -> Sheet:
+    """P(open) and statuses of two Runs below each other, and below those what differs: P(open) of B − A.
+
+    The last map shows which Run selects each head, and the notes how far the sets overlap: |A ∩ B| / |A ∪ B|, beside
+    its mean over random sets with as many heads in every layer. Heads that only one Run may edit are left out of that.
+
+    Args:
+        run_a, run_b: Runs of one head shape.
+        rule: when a gate counts as open (see :mod:`jola_interp.selection`).
+        site: ``heads``, ``mlp`` or ``attention``.
+
+    Raises:
+        ValueError: different head shapes, no kind of gate that both have, a rule outside the grammar, or an edit
+            without gates at ``site``.
+    """
+    shapes = [run.edit.shape for run in (run_a, run_b)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"run_b must have the head shape of run_a, {shapes[0]}; got {shapes[1]}")
+    a, b = gate_maps(run_a, site=site), gate_maps(run_b, site=site)
+    kinds = [kind for kind in a if kind in b]
+    if not kinds:
+        raise ValueError(f"run_b must have a kind of gate that run_a has ({', '.join(a)}); got {', '.join(b)}")
+    rows = [
+        (*(replace(maps[kind], hover={}, marked=None) for kind in kinds), status_map(run, rule, site, vectors=False))
+        for run, maps in ((run_a, a), (run_b, b))
+    ]
+    differences = [_difference(a[kind], b[kind]) for kind in kinds]
+    return Sheet(
+        rows=(*rows, (*differences, _selected(run_a, run_b, rule, site))),
+        title=_compared(run_a, run_b),
+        notes=(*_who(run_a, run_b), *_overlap(run_a, run_b, rule, site), *_left_out(a, b)),
+        names=("A", "B", "B − A"),
+        margin=True,
+    )
+
+
 def norms(run: Run, site: Site = "heads") -> dict[str, Float[np.ndarray, "layer unit"]]:
-    """‖a‖ and ‖m‖ of the kept edit, NaN where a unit is not editable."""
-    mask = _mask(run, site)
+    """‖g_a a‖ and ‖g_m m‖ of the kept edit at inference, NaN where a unit is not editable.
+
+    ‖a‖ and ‖m‖ alone are not shown: only the products act, so a gate and its vector can trade a factor.
+    """
+    mask, part = _mask(run, site), run.edit.site(site)
+    with torch.no_grad():
+        values = part.gate_values(run.edit.inference, {})
+        acting = {name: part.gated(name, values) for name in part.operations}
     return {
-        _SYMBOLS[name]: np.where(mask, vector.detach().cpu().norm(dim=-1).numpy(), np.nan).astype(np.float32)
-        for name, vector in run.edit.site(site).vectors.items()
+        _SYMBOLS[name]: np.where(mask, vector.cpu().norm(dim=-1).numpy(), np.nan).astype(np.float32)
+        for name, vector in acting.items()
+        if vector is not None
     }
+
+
+def _difference(a: GridMap, b: GridMap) -> GridMap:
+    """P(open) of B − A, from −1 to 1."""
+    return GridMap(
+        values=b.values - a.values,
+        title=a.title,
+        labels=a.labels,
+        mask=a.mask & b.mask,
+        range=(-1.0, 1.0),
+        kind="signed",
+        x_label=a.x_label,
+        hover={"P(open) A": a.values, "P(open) B": b.values},
+        group=a.group,
+        unit="P(open) of B − A",
+    )
+
+
+def _selected(run_a: Run, run_b: Run, rule: str, site: Site) -> GridMap:
+    """Which of two Runs selects each head that both may edit."""
+    a, b = (selection.status(gates_at(run, site), rule) > 0 for run in (run_a, run_b))
+    editable = _mask(run_a, site) & _mask(run_b, site)
+    return GridMap(
+        values=np.where(editable, a + 2.0 * b, np.nan).astype(np.float32),
+        title="selected by",
+        labels=_labels(run_a, site),
+        mask=editable,
+        range=reach("status"),
+        kind="status",
+        x_label=_X_LABELS[site],
+        group=_group(run_a, site),
+        categories=tuple(range(len(_SELECTED))),
+        words=_SELECTED,
+    )
+
+
+def _compared(run_a: Run, run_b: Run) -> str:
+    """Whose gates: one name where both Runs have it."""
+    a, b = title_of(run_a), title_of(run_b)
+    return f"{a}: gates of two Runs" if a == b else f"Gates of A, {a}, and B, {b}"
+
+
+def _who(run_a: Run, run_b: Run) -> tuple[str, ...]:
+    """Which Run is which, and what it keeps; gates that have not decided and models that differ are said so."""
+    found = []
+    for name, run in (("A", run_a), ("B", run_b)):
+        stamp = run.convergence
+        found.append(f"{name}: {run.path.name}, {kept_label(run)}.")
+        if stamp is not None and not stamp.converged:
+            found.append(f"{name}: {stamp.sentence()}")
+    if run_a.config["model"]["fingerprint"] != run_b.config["model"]["fingerprint"]:
+        found.append("A and B edit models of other weights: heads of one name need not be alike.")
+    return tuple(found)
+
+
+def _overlap(run_a: Run, run_b: Run, rule: str, site: Site) -> tuple[str, ...]:
+    """How far the selected sets overlap, beside chance."""
+    editable = _mask(run_a, site) & _mask(run_b, site)
+    a, b = ([unit for unit in run.selection(rule, site).units if editable[unit]] for run in (run_a, run_b))
+    shared_only = "" if np.array_equal(_mask(run_a, site), _mask(run_b, site)) else " that both may edit"
+    noun = {"heads": "heads", "mlp": "MLPs", "attention": "attention outputs"}[site]
+    among = f"{rule} selects {len(a):,} (A) and {len(b):,} (B) of {int(editable.sum()):,} {noun}{shared_only}"
+    if not a or not b:
+        return (f"{among}: there is no overlap to measure.",)
+    found = overlap(a, b, editable)
+    shared = f"{among}, {found.shared:,} of them in both: Jaccard {found.jaccard:.2f}"
+    if editable.shape[1] == 1:
+        return (f"{shared}.",)  # with one unit a layer, a set with as many in every layer is the same set
+    return (f"{shared}; random sets with as many heads in every layer: {found.chance:.2f} (p = {found.p:.2g}).",)
+
+
+def _left_out(a: dict[str, GridMap], b: dict[str, GridMap]) -> tuple[str, ...]:
+    """Kinds of gates that only one Run has."""
+    alone = [f"{kind} ({name})" for name, one, other in (("A", a, b), ("B", b, a)) for kind in one if kind not in other]
+    return (f"Not shown, for the other Run has no such gates: {', '.join(alone)}.",) if alone else ()
 
 
 def _map(
@@ -133,7 +264,7 @@ def _map(
         mask=_mask(run, site),
         range=(0.0, 1.0),
         kind="probability",
-        x_label=_x_label(site),
+        x_label=_X_LABELS[site],
         marked=undecided(log_alpha) if hatch else None,
         hover=hover,
         group=_group(run, site),
@@ -166,10 +297,6 @@ def _labels(run: Run, site: Site) -> np.ndarray:
 def _mask(run: Run, site: Site) -> np.ndarray:
     mask: np.ndarray = run.edit.site(site).mask.cpu().numpy()
     return mask
-
-
-def _x_label(site: Site) -> str:
-    return "head" if site == "heads" else "MLP"
 
 
 def _group(run: Run, site: Site) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -90,7 +90,7 @@ def prepared(
 def precise(model: Model) -> Model:
     """The same weights in float32, loaded again where the model knows where from; else the model as it is."""
     known = model.source is not None and model.dtype != torch.float32
-    return load_model(model.source, dtype="float32") if known else model  # type: ignore[arg-type]
+    return load_model(model.source, dtype="float32") if known else model
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +104,7 @@ class Seen:
         before: [layer] z as it reaches the edit in the edited pass (edits of lower layers have moved it).
         after: [layer] z' = edit(z) in the same pass.
         residual: [layer] the stream that enters each block of the base model, [row, pos, d_model].
+        other_before, other_after: ``before`` and ``after`` of the other edit's pass; None where none was asked for.
     """
 
     places: list[int]
@@ -115,41 +116,62 @@ class Seen:
     before: list[Float[Tensor, "row pos head d_head"]]
     after: list[Float[Tensor, "row pos head d_head"]]
     residual: list[Float[Tensor, "row pos d_model"]]
+    other_before: list[Float[Tensor, "row pos head d_head"]] | None = None
+    other_after: list[Float[Tensor, "row pos head d_head"]] | None = None
 
 
 @torch.no_grad()
-def watched(rows: Rows, batch_size: int = 4) -> Iterator[Seen]:
+def watched(rows: Rows, batch_size: int = 4, *, other: JoLA | None = None) -> Iterator[Seen]:
     """Run the base and the edited model over all rows and hand out what each batch showed.
 
-    Needs 3 · layers · batch_size · positions · (heads · d_head) numbers and a stream a layer at a time.
+    Nothing of a batch is kept here once the next is asked for. A batch takes layers · batch_size · positions ·
+    (3 · heads · d_head + d_model) numbers, and 2 · heads · d_head more with an ``other`` edit.
+
+    Args:
+        rows: what is read, and by whom.
+        batch_size: rows in one pass.
+        other: another edit (a control), which has an edited pass of its own.
 
     Raises:
         ValueError: an edit that does not act on heads.
+        EditNotLiveError: something did not act in a pass.
     """
-    if "heads" not in rows.run.edit.masks():
-        raise ValueError(f"{rows.run.path}: this edit acts at {', '.join(rows.run.edit.masks())}, not on heads")
-    edit = rows.run.edit.restricted().to(rows.model.device).requires_grad_(False)
+    require_heads(rows.run)
+    edits = [
+        edit.restricted().to(rows.model.device).requires_grad_(False)
+        for edit in (rows.run.edit, other)
+        if edit is not None
+    ]
     for places, batch in rows.batches(batch_size):
-        base, before, after = (_Eye(edit.shape, gates="none") for _ in range(3))
-        with attach(base, rows.model, rows.backend), _streams(rows.model) as residual:
-            _pass(rows.model, batch)
-        with attach([before, edit, after], rows.model, rows.backend) as attached:
-            _pass(rows.model, batch)
-        attached.check_live()
-        real = batch.attention_mask.bool()
-        first = real & (real.cumsum(1) == 1)
-        seen = (base.seen, before.seen, after.seen, residual)
-        yield Seen(places, batch.input_ids, real, batch.prompt_mask, first, *seen)
+        yield _seen(rows, edits, places, batch)
+
+
+def require_heads(run: Run) -> None:
+    """Raise ValueError unless a Run's edit acts on heads."""
+    if "heads" not in run.edit.masks():
+        raise ValueError(f"{run.path}: this edit acts at {', '.join(run.edit.masks())}, not on heads")
 
 
 def output_weights(model: Model, layer: int) -> Float[Tensor, "head d_head d_model"]:
-    """W_O of a layer as [head, d_head, d_model], float32: z_h @ W_O[h] is what head h writes to the stream."""
+    """W_O of a layer as [head, d_head, d_model], float32: z_h @ W_O[h] is what head h writes to the stream.
+
+    Without the bias, and before the further norm that some architectures have behind it (Gemma 3, OLMo 2).
+    """
+    from transformers.pytorch_utils import Conv1D
+
     shape = model.head_shape
     module = model.o_proj(layer)
-    eye = torch.eye(shape.heads * shape.d_head, device=model.device, dtype=model.dtype)
-    written = module(eye)  # of any kind of layer: Linear, Conv1D, quantised
-    bias = getattr(module, "bias", None)
-    plain = written.float() if bias is None else written.float() - bias.float()
+    weight = getattr(module, "weight", None)
+    stored = isinstance(weight, Tensor) and weight.is_floating_point() and not weight.is_meta
+    if stored and isinstance(module, nn.Linear | Conv1D):
+        plain: Tensor = module.weight.detach().float()
+        plain = plain.T if isinstance(module, nn.Linear) else plain  # [heads · d_head, d_model]
+    else:  # quantised, or kept elsewhere: by what it does to unit vectors
+        eye = torch.eye(shape.heads * shape.d_head, device=model.device, dtype=model.dtype)
+        bias = getattr(module, "bias", None)
+        with torch.no_grad():
+            written = module(eye).float()
+        plain = written if bias is None else written - bias.detach().to(written)
     return plain.reshape(shape.heads, shape.d_head, -1)
 
 
@@ -167,8 +189,26 @@ class _Eye(JoLA):
         return activation
 
 
-def _pass(model: Model, batch: Batch) -> None:
-    model.logits(batch.input_ids, batch.attention_mask, 1, batch.prompt_mask)
+def _seen(rows: Rows, edits: list[JoLA], places: list[int], batch: Batch) -> Seen:
+    """The base model's pass and one for each edit."""
+    base = _Eye(rows.run.edit.shape, gates="none")
+    with _streams(rows.model) as residual:
+        _pass(rows, batch, [base])
+    pairs: list[tuple[list[Tensor], list[Tensor]]] = []
+    for edit in edits:
+        before, after = (_Eye(edit.shape, gates="none") for _ in range(2))
+        _pass(rows, batch, [before, edit, after])
+        pairs.append((before.seen, after.seen))
+    real = batch.attention_mask.bool()
+    first = real & (real.cumsum(1) == 1)
+    found = Seen(places, batch.input_ids, real, batch.prompt_mask, first, base.seen, *pairs[0], residual)
+    return found if len(pairs) == 1 else replace(found, other_before=pairs[1][0], other_after=pairs[1][1])
+
+
+def _pass(rows: Rows, batch: Batch, edits: list[JoLA]) -> None:
+    with attach(edits, rows.model, rows.backend) as attached:
+        rows.model.logits(batch.input_ids, batch.attention_mask, 1, batch.prompt_mask)
+    attached.check_live()
 
 
 @contextmanager

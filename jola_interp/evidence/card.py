@@ -19,10 +19,9 @@ import numpy as np
 
 from jola_interp import _files, selection
 from jola_interp._log import logger
-from jola_interp.analysis.effects import leave_one_out
+from jola_interp.analysis.effects import even_without_restarts, leave_one_out
 from jola_interp.analysis.rows import precise
 from jola_interp.analysis.tables import about, save_table
-from jola_interp.backends.restart import RestartError
 from jola_interp.evidence import nulls, traps
 from jola_interp.evidence.audit import audit
 from jola_interp.evidence.calibration import calibrate
@@ -106,12 +105,9 @@ def _gain(case: Case, _: Options) -> dict[str, Any]:
 def _leave_one_out(case: Case, options: Options) -> dict[str, Any]:
     """In float32: the effect of one gate can be smaller than what bfloat16 rounds away. The whole table is kept."""
     exact = precise(case.model)
-    try:
-        effects = leave_one_out(case.run, case.task, exact, rows=options.rows)
-    except RestartError as error:
-        logger.warning("evidence: %s; the whole model is run for every gate", error)
-        effects = leave_one_out(case.run, case.task, exact, rows=options.rows, naive=True)
-    save_table(case.run, "effects", effects, about(case.run, case.task, exact, rows=options.rows))
+    measured = {"rows": options.rows, "estimate": True}
+    effects = even_without_restarts(leave_one_out, case.run, case.task, exact, **measured)
+    save_table(case.run, "effects", effects, about(case.run, case.task, exact, **measured))
     frame = effects.to_frame()[effects.measured].sort_values("effect", ascending=False)
     clear = frame[frame["effect"] > 2 * frame["se"]]
     return {

@@ -27,8 +27,8 @@ from jola_interp.plots.printed import (
 )
 
 LEFT, RIGHT, AXIS = 0.44, 0.06, 0.32
-_NAMES = 0.56
-"""Inches right of a panel of trajectories for the names."""
+_NAMES, _UPPER = 0.56, 0.26
+"""Inches right of a panel of trajectories for the names, and above it for the axis of Σ gate learning rate."""
 
 
 @in_style
@@ -40,15 +40,16 @@ def draw_trajectories(tables: list[Trajectories], width: float) -> Figure:
     notes = note_lines(style.trajectory_notes(tables), width - LEFT)
     slot = (width - LEFT - RIGHT) / columns
     panel, below = (slot - _NAMES, min(2.1, slot * 0.62)), 0.06 + LINE * len(notes)
-    row_height = panel[1] + AXIS + 0.22
+    row_height = panel[1] + AXIS + 0.22 + (_UPPER if any(table.travel is not None for table in tables) else 0)
     figure = new_figure(width, below + rows * row_height + 0.15 * len(title) + 0.1)
     for index, table in enumerate(tables):
         row, column = divmod(index, columns)
         bottom = below + (rows - 1 - row) * row_height + AXIS + 0.02
         axes = add_axes(figure, LEFT + column * slot, bottom, *panel)
         _draw_gates(axes, table)
+        _draw_reach(axes, table)
         _name_gates(axes, table, panel)
-        axes.set_title(f"{table.kind} gates", loc="left", pad=3)
+        axes.set_title(f"{table.kind} gates", loc="left", pad=3 if table.travel is None else 3 + 72 * _UPPER)
         axes.set_xlabel("optimiser step")
         axes.tick_params(labelleft=column == 0)
         if column == 0:
@@ -72,6 +73,18 @@ def _draw_gates(axes: Axes, table: Trajectories) -> None:
     _step_axis(axes, table.steps)
     axes.set_ylim(-0.02, 1.02)
     axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+
+
+def _draw_reach(axes: Axes, table: Trajectories) -> None:
+    """The band of P(open) that a gate could have reached, and Σ gate learning rate on an axis above the panel."""
+    if table.lowest is None or table.highest is None:
+        return
+    axes.fill_between(table.steps, table.lowest, table.highest, color=style.SKY, alpha=0.16, linewidth=0, zorder=0)
+    low, high = axes.get_xlim()
+    places = [place for place in style.tick_places(int(high) + 1, 6) if place >= low]
+    upper = axes.secondary_xaxis("top")
+    upper.set_xticks(places, [f"{value:.3g}" for value in table.travel_at(places)])
+    upper.set_xlabel("Σ gate learning rate", fontsize=SMALL, labelpad=2.5)
 
 
 def _name_gates(axes: Axes, table: Trajectories, size: tuple[float, float]) -> None:

@@ -14,6 +14,8 @@ from jola_interp.plots.screen import add_text, axes_of, escaped, lay_out
 
 _PANEL, _LABELS = (340, 300), 84
 """Pixels: a panel of trajectories, and the room right of it for names."""
+_UPPER = 36
+"""Pixels above a panel for the axis of Σ gate learning rate."""
 _AXIS = {
     "gridcolor": "rgba(128,128,128,0.18)",
     "zeroline": False,
@@ -23,6 +25,8 @@ _AXIS = {
     "linecolor": style.GREY,
     "showline": True,
 }
+_REACH = "rgba(86,180,233,0.16)"
+"""What a gate can reach, behind everything."""
 _LEGEND = {"x": 1.02, "xanchor": "left", "yanchor": "top", "bgcolor": "rgba(0,0,0,0)", "font": {"size": 12}}
 
 
@@ -35,14 +39,25 @@ def draw_trajectories(tables: list[Trajectories]) -> go.Figure:
     for index, table in enumerate(tables):
         domain = [index * slot / whole, (index * slot + width) / whole]
         _trajectory_axes(figure, table, index + 1, domain)
+        _draw_reach(figure, table, index + 1, index + 1 + len(tables))
         _draw_gates(figure, table, index + 1)
         _name_gates(figure, table, index + 1, (width, height))
-        add_text(figure, f"{table.kind} gates", (domain[0], 1.0), yshift=3)
+        above = 3 if table.travel is None else 3 + _UPPER
+        add_text(figure, f"{table.kind} gates", (domain[0], 1.0), yshift=above)
     title = f"{tables[0].title}: P(open) of every gate"
-    lay_out(
-        figure, (whole, height), title, style.trajectory_notes(tables), showlegend=False, plot_bgcolor="rgba(0,0,0,0)"
-    )
+    look: dict[str, Any] = {"showlegend": False, "plot_bgcolor": "rgba(0,0,0,0)"}
+    lay_out(figure, (whole, height), title, style.trajectory_notes(tables), **look)
+    if any(table.travel is not None for table in tables):
+        _raise_top(figure)
     return figure
+
+
+def _raise_top(figure: go.Figure) -> None:
+    """Room for the upper axes, between the title and the panels."""
+    whole = figure.layout.height + _UPPER
+    from_top = (1 - figure.layout.title.y) * figure.layout.height
+    margin = {"t": figure.layout.margin.t + _UPPER}
+    figure.update_layout(height=whole, margin=margin, title={"y": 1 - from_top / whole})
 
 
 def _trajectory_axes(figure: go.Figure, table: Trajectories, number: int, domain: list[float]) -> None:
@@ -59,6 +74,25 @@ def _trajectory_axes(figure: go.Figure, table: Trajectories, number: int, domain
         _add_line(figure, (0, 1), (bound, bound), (f"{x_axis} domain", y_axis), dash="dot")
     if table.kept != table.steps[-1]:
         _mark_step(figure, table.kept, number)
+
+
+def _draw_reach(figure: go.Figure, table: Trajectories, number: int, upper: int) -> None:
+    """The band of P(open) that a gate could have reached, and Σ gate learning rate on an axis above the panel."""
+    if table.lowest is None or table.highest is None:
+        return
+    x_axis, y_axis = axes_of(number)
+    x, y = np.append(table.steps, table.steps[::-1]), np.append(table.lowest, table.highest[::-1])
+    band = go.Scatter(x=x, y=y, mode="lines", line={"width": 0}, fill="toself", fillcolor=_REACH, hoverinfo="skip")
+    figure.add_trace(band.update(name=f"within reach, {table.kind}", xaxis=x_axis, yaxis=y_axis))
+    low, high = _step_range(table.steps)
+    places = [place for place in style.tick_places(int(high) + 1, 6) if place >= low]
+    figure.layout[f"xaxis{upper}"] = {
+        **_AXIS, "gridcolor": "rgba(0,0,0,0)", "overlaying": x_axis, "side": "top", "anchor": y_axis, "matches": x_axis,
+        "range": [low, high], "tickvals": places, "ticktext": [f"{value:.3g}" for value in table.travel_at(places)],
+        "title": _title("Σ gate learning rate"),
+    }  # fmt: skip
+    # An axis without a trace is not drawn.
+    figure.add_trace(go.Scatter(x=[None], y=[None], xaxis=f"x{upper}", yaxis=y_axis, hoverinfo="skip", name="Σ lr"))
 
 
 def _draw_gates(figure: go.Figure, table: Trajectories, number: int) -> None:

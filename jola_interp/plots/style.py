@@ -95,7 +95,7 @@ def status_scale() -> list[list[Any]]:
 
 def trajectory_notes(tables: Sequence[Trajectories]) -> list[str]:
     """What the lines of a figure of trajectories mean."""
-    notes = list(dict.fromkeys(note for table in tables for note in table.notes))
+    notes = list(dict.fromkeys(note for table in tables for note in (*table.notes, table.reach()) if note))
     low, high = UNDECIDED
     notes.append(f"Dotted: P(open) = {low:g} and {high:g}, between which a gate is undecided.")
     if tables[0].kept != tables[0].steps[-1]:

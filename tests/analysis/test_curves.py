@@ -7,9 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jola_interp import analysis, selection
+from jola_interp import _files, analysis, selection
 from jola_interp.analysis import curves
+from jola_interp.history import GateHistory
+from jola_interp.runs import Run
 from tests.runs_by_hand import make_run
+
+
+def rated(run: Run, rate: float) -> Run:
+    """The Run, had it logged a gate learning rate that rises by ``rate`` a step."""
+    rows = _files.read_jsonl(run.path / "metrics.jsonl")
+    _files.write_jsonl(
+        run.path / "metrics.jsonl", [row | ({"gate_lr": rate * row["step"]} if "ce" in row else {}) for row in rows]
+    )
+    return Run.load(run.path)
 
 
 def test_trajectories_are_the_history(tmp_path: Path) -> None:
@@ -45,6 +56,64 @@ def test_trajectories_refuse_gates_that_are_not_there(tmp_path: Path) -> None:
         analysis.trajectories(run, "additive")
 
 
+def test_the_travel_of_gates_is_the_sum_of_their_learning_rate_recorded_or_not(tmp_path: Path) -> None:
+    run = rated(make_run(tmp_path), 0.1)
+    masks = {site: mask.numpy() for site, mask in run.edit.masks().items()}
+    run.gates = GateHistory.from_tensors({name: value[::4] for name, value in run.gates.tensors().items()}, masks)
+    found = analysis.trajectories(run, "additive")
+    assert list(found.steps) == [0, 4, 8, 12] and found.travel is not None
+    np.testing.assert_allclose(found.travel, [0.1 * sum(range(1, step + 1)) for step in found.steps])
+    np.testing.assert_allclose(found.travel_at([-1, 3, 5.5, 99]), [0, *found.travel[[0, 1, 3]]])
+
+
+def test_what_moves_by_one_learning_rate_a_step_stays_within_the_cone_and_reaches_its_edge(tmp_path: Path) -> None:
+    run = rated(make_run(tmp_path), 0.1)
+    starts = np.array([-1.0, 0.5, 2.0])
+    rates = np.array([0.1 * step for step in range(1, 13)])
+    drawn = np.random.default_rng(0).uniform(-1, 1, (12, 3)) * rates[:, None]
+    drawn[:, 0], drawn[:, 2] = -rates, rates  # straight down from the lowest, straight up from the highest
+    path = starts + np.vstack([np.zeros(3), np.cumsum(drawn, axis=0)])
+    travel = curves.gate_travel(run, run.gates.steps)
+    assert travel is not None
+    values = selection.measure("p_open", path)
+    lowest, highest = curves._cone(starts, travel)
+    assert ((values >= lowest[:, None] - 1e-6) & (values <= highest[:, None] + 1e-6)).all()
+    np.testing.assert_allclose(values[:, 0], lowest, rtol=1e-5)
+    np.testing.assert_allclose(values[:, 2], highest, rtol=1e-5)
+
+
+def test_the_cone_opens_from_where_gates_start(tmp_path: Path) -> None:
+    found = analysis.trajectories(rated(make_run(tmp_path), 0.1), "additive")
+    assert found.lowest is not None and found.highest is not None
+    assert found.lowest[0] == found.values[0].min() and found.highest[0] == found.values[0].max()
+    assert (np.diff(found.lowest) < 0).all() and (np.diff(found.highest) >= 0).all()
+
+
+def test_a_cone_that_no_gate_can_shut_in_says_so(tmp_path: Path) -> None:
+    short = analysis.trajectories(rated(make_run(tmp_path / "a"), 0.01), "additive")
+    long = analysis.trajectories(rated(make_run(tmp_path / "b"), 0.5), "additive")
+    assert "too little for any gate to shut" in short.reach() and short.lowest is not None
+    assert (short.lowest > 0.05).all()
+    assert long.lowest is not None
+    first = long.steps[np.flatnonzero(long.lowest < 0.05)[0]]
+    assert f"from step {first} on" in long.reach()
+
+
+def test_without_a_logged_gate_learning_rate_there_is_no_cone(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    found = analysis.trajectories(run, "additive")
+    assert (found.travel, found.lowest, found.highest, found.reach(), found.travel_at([1])) == (
+        None,
+        None,
+        None,
+        "",
+        [],
+    )
+    rows = _files.read_jsonl(tmp_path / "metrics.jsonl")  # nor where some steps lack it
+    _files.write_jsonl(tmp_path / "metrics.jsonl", [rows[0] | {"gate_lr": 1.0}, *rows[1:]])
+    assert analysis.trajectories(Run.load(tmp_path), "additive").travel is None
+
+
 def test_losses_are_the_metrics(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     found, rows = analysis.losses(run), run.metrics
@@ -66,6 +135,13 @@ def test_the_smooth_curve_is_a_centred_mean(tmp_path: Path) -> None:
     found = analysis.losses(make_run(tmp_path, steps=60))
     assert found.window == 3
     np.testing.assert_allclose(found.smooth[1:-1], np.convolve(found.ce, np.ones(3) / 3, "valid"))
+
+
+def test_a_gap_in_the_curve_stays_a_gap_in_the_smooth_one() -> None:
+    values = np.array([np.nan, *np.arange(60.0)])
+    smooth, window = curves.smoothed(values)
+    assert window == 3 and np.isnan(smooth[0]) and smooth[1] == 0.5  # of steps 1 and 2, the gap left out
+    np.testing.assert_allclose(smooth[2:-1], values[2:-1])
 
 
 def test_losses_of_an_edit_without_gates_have_no_gates(tmp_path: Path) -> None:

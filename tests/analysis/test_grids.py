@@ -6,9 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from jola_interp import analysis, selection
 from jola_interp.analysis import GridMap, Sheet
+from jola_interp.analysis.gate_maps import compare_heads
+from jola_interp.analysis.grids import reach
+from jola_interp.edits.base import Context
+from jola_interp.evidence.overlap import overlap
 from tests.runs_by_hand import make_run
 
 
@@ -39,12 +44,28 @@ def test_gate_maps_at_a_step_are_that_records(tmp_path: Path) -> None:
         assert not found.hover  # the history knows no vectors
 
 
-def test_hover_columns_are_the_vectors_norms(tmp_path: Path) -> None:
+def test_hover_columns_are_the_norms_of_what_acts(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     hover = analysis.gate_maps(run)["additive"].hover
-    assert list(hover) == ["‖a‖", "‖m‖"]
-    expected = run.edit.site("heads").vectors["multiplicative"].norm(dim=-1)
-    np.testing.assert_allclose(hover["‖m‖"], expected.detach(), rtol=1e-6)
+    assert list(hover) == ["‖g_a a‖", "‖g_m m‖"]
+    prepared = run.edit.prepare(Context(), torch.float32)["heads"]
+    for name, given in (
+        ("‖g_m m‖", [scale - 1 for scale, _ in prepared]),
+        ("‖g_a a‖", [shift for _, shift in prepared]),
+    ):
+        expected = torch.stack(given).detach().norm(dim=-1)
+        np.testing.assert_allclose(hover[name], expected, rtol=1e-3)  # 1 + g·m − 1 is rounded
+
+
+def test_norms_do_not_change_when_gate_and_vector_trade_a_factor(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    before, part = analysis.gate_maps(run)["additive"].hover, run.edit.site("heads")
+    was = part.gate_values(run.edit.inference, {})["additive"]
+    with torch.no_grad():
+        part.log_alpha["additive"].fill_(9.0)
+        now = part.gate_values(run.edit.inference, {})["additive"]
+        part.vectors["additive"].mul_((was / now)[..., None])
+    np.testing.assert_allclose(analysis.gate_maps(run)["additive"].hover["‖g_a a‖"], before["‖g_a a‖"], rtol=1e-5)
 
 
 def test_units_that_are_not_editable_have_no_value(tmp_path: Path) -> None:
@@ -150,7 +171,7 @@ def test_tables_hold_what_maps_hold(tmp_path: Path) -> None:
     additive = table[table["panel"] == "additive"]
     assert np.array_equal(additive["value"].to_numpy(float).reshape(3, 4), sheet.panels[0].values)
     assert set(table[table["panel"] == "status"]["value"]) <= {"none", "additive", "multiplicative", "both"}
-    assert {"label", "layer", "unit", "marked", "‖a‖", "‖m‖"} <= set(table)
+    assert {"label", "layer", "unit", "marked", "‖g_a a‖", "‖g_m m‖"} <= set(table)
 
 
 def test_grids_refuse_what_does_not_fit() -> None:
@@ -160,6 +181,10 @@ def test_grids_refuse_what_does_not_fit() -> None:
         ({"hover": {"‖a‖": np.zeros(2)}}, "‖a‖ must have the shape"),
         ({"kind": "taste"}, "kind must be one of"),
         ({"range": (1.0, 1.0)}, "range must be"),
+        ({"kind": "signed"}, "0 within it"),
+        ({"kind": "signed", "range": (-1.0, 0.0)}, "0 within it"),
+        ({"log": True, "range": (0.1, 1.0)}, "log needs kind 'magnitude'"),
+        ({"log": True, "kind": "magnitude"}, "range above 0"),
     ):
         with pytest.raises(ValueError, match=wrong):
             grid(values, **changes)
@@ -169,3 +194,116 @@ def test_grids_refuse_what_does_not_fit() -> None:
         Sheet(((grid(values),), (grid(values), grid(values))), "t")
     with pytest.raises(ValueError, match="headings must have 1 entries"):
         Sheet(((grid(values),),), "t", headings=("a", "b"))
+
+
+def test_reach_holds_all_values_and_suits_its_kind() -> None:
+    values, more = np.array([[0.5, np.nan], [0.0, 3.0]]), np.array([-4.0, 1.0])
+    assert reach("probability", values) == (0.0, 1.0)
+    assert reach("magnitude", values) == (0.0, 3.0)
+    assert reach("signed", values, more) == (-4.0, 4.0)
+    low, high = reach("magnitude", values, log=True)
+    assert 0 < low <= 0.5 and high == 3.0
+    nothing = np.full((2, 2), np.nan)
+    for kind, log in (("magnitude", False), ("magnitude", True), ("signed", False)):
+        for empty in (nothing, np.zeros((2, 2))):
+            ends = reach(kind, empty, log=log)  # type: ignore[arg-type]
+            grid(nothing, kind=kind, range=ends, log=log)  # a range that fits
+    assert reach("status") == (0.0, 3.0)
+
+
+def test_signed_colours_reach_equally_far_to_both_sides() -> None:
+    assert grid(np.zeros((1, 1)), kind="signed", range=(-0.5, 2.0)).limits == (-2.0, 2.0)
+    assert grid(np.zeros((1, 1)), kind="magnitude", range=(0.5, 2.0)).limits == (0.5, 2.0)
+
+
+def test_margins_are_means_of_values_and_counts_of_codes() -> None:
+    values = np.array([[0.2, 0.4, np.nan], [np.nan, np.nan, np.nan]])
+    (means,) = grid(values).margin()
+    assert means[0] == pytest.approx(0.3) and np.isnan(means[1])
+    codes = np.array([[0.0, 1.0, 1.0], [3.0, np.nan, 0.0]])
+    counted = grid(codes, kind="status", range=(0.0, 3.0), categories=(0, 1, 2, 3)).margin()
+    assert counted.tolist() == [[2, 0], [0, 0], [0, 1]]  # additive, multiplicative, both
+
+
+def test_blank_is_what_has_no_place_on_the_scale() -> None:
+    values = np.array([[0.0, np.nan, 2.0]])
+    assert grid(values, kind="magnitude").blank.tolist() == [[False, True, False]]
+    logarithmic = grid(values, kind="magnitude", range=(0.1, 2.0), log=True)
+    assert logarithmic.blank.tolist() == [[True, True, False]]
+
+
+def test_codes_have_the_words_they_are_given() -> None:
+    words = ("neither", "A alone", "B alone", "both Runs")
+    found = grid(np.array([[0.0, 3.0, 3.0, np.nan]]), kind="status", range=(0.0, 3.0), categories=(0, 3), words=words)
+    assert found.counts() == {"neither": 1, "both Runs": 2}
+    assert found.names().tolist() == [["neither", "both Runs", "both Runs", ""]]
+
+
+def test_a_comparison_holds_both_runs_and_their_difference(tmp_path: Path) -> None:
+    first, second = make_run(tmp_path / "a"), make_run(tmp_path / "b", best_epoch=2)
+    sheet = compare_heads(first, second)
+    (a, *_), (b, *_), (difference, *_, chosen) = sheet.rows
+    assert difference.kind == "signed" and difference.range == (-1.0, 1.0) and np.any(difference.values)
+    np.testing.assert_allclose(difference.values, b.values - a.values)
+    for run, code in ((first, 1), (second, 2)):
+        by_code = chosen.labels[np.isin(chosen.values, [code, 3])]
+        assert set(by_code) == set(run.selection().labels)
+    turned = compare_heads(second, first).rows[2][0]
+    np.testing.assert_allclose(turned.values, -difference.values)
+
+
+def test_a_comparison_with_itself_has_no_difference(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    sheet = compare_heads(run, run)
+    for panel in sheet.rows[2][:-1]:
+        assert not panel.values.any()
+    counts = sheet.rows[2][-1].counts()
+    assert counts["A alone"] == counts["B alone"] == 0
+    assert "Jaccard 1.00" in " ".join(sheet.notes)
+
+
+def test_overlap_stands_beside_chance_in_the_notes(tmp_path: Path) -> None:
+    first, second = make_run(tmp_path / "a", layers=6), make_run(tmp_path / "b", layers=6, best_epoch=2)
+    rule = "p_open>0.9"
+    expected = overlap(first.selection(rule).units, second.selection(rule).units, np.ones((6, 4), bool))
+    notes = " ".join(compare_heads(first, second, rule).notes)
+    assert f"Jaccard {expected.jaccard:.2f}; " in notes and f": {expected.chance:.2f} (p = {expected.p:.2g})" in notes
+    assert "no overlap to measure" in " ".join(compare_heads(first, second, "p_open>1").notes)
+
+
+def test_one_unit_a_layer_has_no_chance_value(tmp_path: Path) -> None:
+    run = make_run(tmp_path, sites=("heads", "mlp"))
+    notes = " ".join(compare_heads(run, run, site="mlp").notes)
+    assert "Jaccard" in notes and "random sets" not in notes
+
+
+def test_only_heads_that_both_may_edit_are_compared(tmp_path: Path) -> None:
+    some, all_of_them = make_run(tmp_path / "a", only={"layers": [1]}), make_run(tmp_path / "b")
+    sheet = compare_heads(some, all_of_them)
+    for panel in sheet.rows[2]:
+        assert np.isnan(panel.values[[0, 2]]).all() and np.isfinite(panel.values[1]).all()
+    assert "of 4 heads that both may edit" in " ".join(sheet.notes)
+
+
+def test_kinds_of_gates_that_one_run_lacks_are_named(tmp_path: Path) -> None:
+    both, additive = make_run(tmp_path / "a"), make_run(tmp_path / "b", operations="add")
+    sheet = compare_heads(both, additive)
+    assert [panel.title for panel in sheet.rows[0]] == ["additive", "status"]
+    assert "multiplicative (A)" in sheet.notes[-1]
+    shared = make_run(tmp_path / "c", gates="shared")
+    with pytest.raises(ValueError, match=r"run_a has \(additive, multiplicative\); got shared"):
+        compare_heads(both, shared)
+
+
+def test_runs_of_other_shapes_are_not_compared(tmp_path: Path) -> None:
+    first, second = make_run(tmp_path / "a"), make_run(tmp_path / "b", layers=2)
+    with pytest.raises(ValueError, match="layers=3.*layers=2"):
+        compare_heads(first, second)
+    with pytest.raises(ValueError, match="no gates at heads"):
+        compare_heads(first, make_run(tmp_path / "c", gates="none"))
+
+
+def test_a_map_of_attention_outputs_names_its_axis(tmp_path: Path) -> None:
+    run = make_run(tmp_path, sites=("heads", "attention"))
+    found = analysis.gate_maps(run, site="attention")["additive"]
+    assert found.x_label == "attention" and found.labels[1, 0] == "L1ATTN"

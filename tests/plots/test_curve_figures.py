@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jola_interp import analysis, plots
+from jola_interp import _files, analysis, plots
 from jola_interp.runs import Run
 from tests.runs_by_hand import make_run
 
@@ -16,6 +16,15 @@ from tests.runs_by_hand import make_run
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return make_run(tmp_path_factory.mktemp("run"), moving=True, steps=60)
+
+
+@pytest.fixture(scope="module")
+def rated(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A Run that logged the learning rate of its gates."""
+    folder = make_run(tmp_path_factory.mktemp("rated"), steps=60).path
+    rows = _files.read_jsonl(folder / "metrics.jsonl")
+    _files.write_jsonl(folder / "metrics.jsonl", [row | ({"gate_lr": 0.05} if "ce" in row else {}) for row in rows])
+    return Run.load(folder)
 
 
 def traces(figure: Any) -> dict[str, Any]:
@@ -77,6 +86,36 @@ def test_every_gate_is_a_grey_line_and_the_top_ones_are_named(run: Run) -> None:
             line = next(line for line in paper.axes[index].lines if line.get_label() == name)
             assert np.array_equal(line.get_ydata(), table.values[:, unit])
             assert name in {text.get_text() for text in paper.axes[index].texts}
+
+
+def test_both_renderers_draw_the_cone_of_the_table(rated: Run) -> None:
+    screen, paper = plots.gate_trajectories(rated), plots.gate_trajectories(rated, renderer="matplotlib")
+    for index, kind in enumerate(("additive", "multiplicative")):
+        table = analysis.trajectories(rated, kind)  # type: ignore[arg-type]
+        assert table.lowest is not None and table.highest is not None
+        band = traces(screen)[f"within reach, {kind}"]
+        assert np.array_equal(band.x, [*table.steps, *table.steps[::-1]])
+        assert np.array_equal(band.y, [*table.lowest, *table.highest[::-1]])
+        drawn = paper.axes[index].collections[-1].get_paths()[0].vertices
+        corners = {(step, round(float(value), 5)) for step, value in zip(band.x, band.y, strict=True)}
+        assert corners == {(step, round(float(value), 5)) for step, value in drawn}
+
+
+def test_the_upper_axis_reads_the_sum_of_the_learning_rate_at_the_steps_below(rated: Run) -> None:
+    screen, paper = plots.gate_trajectories(rated), plots.gate_trajectories(rated, renderer="matplotlib")
+    upper = screen.layout.xaxis3
+    assert (upper.overlaying, upper.side, upper.title.text) == ("x", "top", "Σ gate learning rate")
+    assert list(upper.ticktext) == [f"{0.05 * step:.3g}" for step in upper.tickvals] and len(upper.tickvals) > 2
+    assert list(upper.range) == list(screen.layout.xaxis.range)
+    (printed,) = paper.axes[0].child_axes
+    assert [text.get_text() for text in printed.get_xticklabels()] == list(upper.ticktext)
+    assert list(printed.get_xticks()) == list(upper.tickvals)
+
+
+def test_without_a_logged_learning_rate_there_is_neither_cone_nor_upper_axis(run: Run) -> None:
+    screen, paper = plots.gate_trajectories(run), plots.gate_trajectories(run, renderer="matplotlib")
+    assert not any("reach" in str(name) for name in traces(screen)) and "xaxis3" not in screen.layout
+    assert all(not axes.child_axes and len(axes.collections) == 1 for axes in paper.axes)
 
 
 def test_probabilities_run_from_zero_to_one(run: Run) -> None:

@@ -1,0 +1,85 @@
+"""Train the Runs behind the figures anew, measure what the figures need, and keep the small files of each.
+
+make runs ARGS="--source DIRECTORY"   all of them; benchmarks from <suite>/<task> files there (default: the Hub)
+make runs ARGS="--only ioi"           only these
+
+Trainings and tables that are finished in --work are not made again. What is kept holds no text of a benchmark: no
+predictions, no tables of tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+import torch
+
+import jola_interp as ji
+from jola_interp.runs import ANALYSIS, SHARED_FILES, WITH_TEXT
+
+HERE = Path(__file__).resolve().parent
+KEPT = HERE / "runs"
+RUNS = {
+    "e2e_nlg": "gem/e2e_nlg",
+    "web_nlg": "gem/web_nlg",
+    "siqa": "commonsense/siqa",
+    "ioi": "ioi",
+}
+"""Name of a folder to its task."""
+ROWS = {"n_train": 200, "n_validation": 48, "n_test": 100}
+
+
+def main() -> None:
+    options = read_options()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    model = ji.load_model("smollm2-135m")
+    for name in options.only:
+        work = options.work / name
+        task = load(name, options.source)
+        run = train(model, task, work)
+        ji.analyse(run, task, model, options.parts)
+        ji.evidence_card(run, task, model, options.evidence)
+        keep(work, KEPT / name)
+
+
+def read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=list(RUNS), choices=list(RUNS))
+    parser.add_argument("--source", default="hub", help="hub, or a directory of <suite>/<task> files")
+    parser.add_argument("--work", type=Path, default=HERE.parent / "runs" / "figures")
+    parser.add_argument("--parts", nargs="+", default="all", help="tables, see ji.analyse")
+    parser.add_argument("--evidence", nargs="+", default="cheap", help="parts of the evidence card")
+    parser.add_argument("--threads", type=int)
+    return parser.parse_args()
+
+
+def load(name: str, source: str) -> ji.Task:
+    task = RUNS[name]
+    return ji.load_task(task, **ROWS, **({"source": source} if "/" in task else {}))
+
+
+def train(model: ji.Model, task: ji.Task, work: Path) -> ji.Run:
+    """100 steps of 4 rows, plain prompts: the Runs of ``benchmarks/evidence.py``."""
+    settings = {"max_steps": 100, "batch_size": 4, "wrapper": "plain", "backend": "hooks"}
+    run = ji.fit(model, task, out=work, resume=True, evaluate=False, **settings)
+    if not run.scores:
+        ji.evaluate(run, task, model)
+    return run
+
+
+def keep(work: Path, place: Path) -> None:
+    """Copy the small files; what was there is replaced."""
+    shutil.rmtree(place, ignore_errors=True)
+    (place / ANALYSIS).mkdir(parents=True)
+    for name in SHARED_FILES:
+        if (work / name).exists():
+            shutil.copyfile(work / name, place / name)
+    for file in (work / ANALYSIS).glob("*.safetensors"):
+        if not file.match(WITH_TEXT):
+            shutil.copyfile(file, place / ANALYSIS / file.name)
+
+
+if __name__ == "__main__":
+    main()
