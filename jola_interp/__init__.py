@@ -11,6 +11,8 @@ Everything is imported when first used, so that ``import jola_interp`` is quick.
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from jola_interp._log import default_verbosity, set_verbosity
@@ -86,6 +88,17 @@ __all__ = [
 ]  # fmt: skip
 
 default_verbosity()
+
+
+class _Package(ModuleType):
+    """Importing a submodule binds its name here; where a function has the same name, that is what users call."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
 from jola_interp import _files, plots
-from jola_interp.analysis import GateSummary, gate_summary
+from jola_interp.analysis import (
+    Effects,
+    GateSummary,
+    KeepCurves,
+    NotMeasuredError,
+    Usage,
+    faithfulness,
+    gate_summary,
+    load_table,
+)
 from jola_interp.analysis.controls import has_controls, stored_audit
 from jola_interp.analysis.recipe import changed_edit, changed_training, command, python_lines
 from jola_interp.analysis.summary import kept_label, percent, title_of
@@ -74,7 +84,7 @@ def report(run: Run, path: str | Path | None = None) -> Path:
     parts = {
         "title": escape(title_of(run)),
         "subtitle": escape(_subtitle(run)),
-        "summary": _list([*_status(run), *_scores_in_words(run), *heads, *_training(run)]),
+        "summary": _list([*_status(run), *_scores_in_words(run), *heads, *_measured_in_words(run), *_training(run)]),
         "scores": _scores(run),
         "evidence": _evidence(run, card),
         "figures": _figures(run, summaries),
@@ -190,6 +200,20 @@ def _site_in_words(run: Run, summary: GateSummary) -> list[str]:
         "they change activations, selected or not."
     )
     return [chosen, decided, acting]
+
+
+def _measured_in_words(run: Run) -> list[str]:
+    """What the measured tables answer, a sentence each."""
+    answers: tuple[Callable[[], str], ...] = (
+        lambda: load_table(run, "usage", Usage).sentence(),
+        lambda: load_table(run, "keep", KeepCurves).sentence(),
+        lambda: faithfulness(run, load_table(run, "effects", Effects)).sentence(),
+    )
+    found = []
+    for answer in answers:
+        with suppress(ValueError):  # not measured, or nothing to be said
+            found.append(escape(answer()))
+    return found
 
 
 def _training(run: Run) -> list[str]:
@@ -361,17 +385,35 @@ def _controls(run: Run, card: Card) -> str:
 
 
 def _figures(run: Run, summaries: Mapping[Site, GateSummary]) -> str:
+    """The gallery of the heads; beside it the gates of other sites. Controls stand with the evidence."""
     parts = []
+    for entry, figure in plots.gallery(run):
+        if entry.name == "controls":
+            continue
+        before = _warning(summaries["heads"]) if entry.name == "heads" else ""
+        parts.append(_figure(f"figure-{entry.name}", entry.heading, figure, before, entry.see))
     for site, summary in summaries.items():
-        place = "" if site == "heads" else f" ({site})"
-        parts.append(_figure(f"heads-{site}", f"Gates{place}", plots.heads(run, site=site), _warning(summary)))
-        if len(run.gates):
-            snapshots, curves = plots.gate_snapshots(run, site=site), plots.gate_trajectories(run, site=site)
-            parts.append(_figure(f"snapshots-{site}", f"Gates over training{place}", snapshots))
-            parts.append(_figure(f"trajectories-{site}", f"Every gate's path{place}", curves))
-    if "ce" in run.metrics and run.edit.type_name == JoLA.type_name:  # its axes count log-alpha gates
-        parts.append(_figure("loss", "Loss", plots.loss(run)))
-    return "".join(parts)
+        if site != "heads":
+            parts.append(_of_site(run, site, summary))
+    return "".join([*parts, _tokens(run)])
+
+
+def _of_site(run: Run, site: Site, summary: GateSummary) -> str:
+    found = _figure(f"heads-{site}", f"Gates ({site})", plots.heads(run, site=site), _warning(summary))
+    if not len(run.gates):
+        return found
+    snapshots, curves = plots.gate_snapshots(run, site=site), plots.gate_trajectories(run, site=site)
+    found += _figure(f"snapshots-{site}", f"Gates over training ({site})", snapshots)
+    return found + _figure(f"trajectories-{site}", f"Every gate's path ({site})", curves)
+
+
+def _tokens(run: Run) -> str:
+    """The rows whose tokens were measured."""
+    try:
+        strips = [plots.token_strip(run, of=of) for of in ("logp", "shift")]
+    except NotMeasuredError:
+        return ""
+    return f"<section><h2>Token by token</h2>{''.join(strip.fragment for strip in strips)}</section>"
 
 
 def _warning(summary: GateSummary) -> str:
@@ -386,12 +428,13 @@ def _warning(summary: GateSummary) -> str:
     )
 
 
-def _figure(name: str, heading: str, figure: Any, before: str = "") -> str:
+def _figure(name: str, heading: str, figure: Any, before: str = "", see: str = "") -> str:
     figure.update_layout(title=None, margin_t=56, height=figure.layout.height - 20)  # the heading is the title
     inner = figure.to_html(
         include_plotlyjs=False, full_html=False, div_id=name, config={"displaylogo": False, "responsive": False}
     )
-    return f'<section><h2>{escape(heading)}</h2>{before}<div class="figure">{inner}</div></section>'
+    said = f'<p class="note">{escape(see[:1].upper() + see[1:])}.</p>' if see else ""
+    return f'<section><h2>{escape(heading)}</h2>{said}{before}<div class="figure">{inner}</div></section>'
 
 
 # -- pieces --------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import ast
 import importlib
 import json
 import re
+import subprocess
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
@@ -269,3 +270,11 @@ def test_notebooks_hold_no_outputs() -> None:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         stained = [n for n, cell in enumerate(cells) if cell.get("outputs") or cell.get("execution_count")]
         assert not stained, f"{path.name}: cells {stained} hold outputs"
+
+
+def test_functions_are_not_hidden_by_submodules_of_their_name() -> None:
+    code = (
+        "import jola_interp.report, jola_interp.explore, jola_interp as ji; assert callable(ji.report) and "
+        "callable(ji.explore)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

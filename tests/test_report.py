@@ -13,7 +13,7 @@ import pytest
 from plotly.offline import get_plotlyjs
 from typer.testing import CliRunner
 
-from jola_interp import analysis, cli, models, training
+from jola_interp import analysis, cli, models, plots, training
 from jola_interp.analysis import recipe
 from jola_interp.config import PRESETS
 from jola_interp.evidence.card import CHEAP, NAMES, PARTS
@@ -107,10 +107,11 @@ def test_text_from_data_is_text(tmp_path: Path) -> None:
     assert "m" * 700 + " …" in text and "m" * 701 not in text
 
 
-def test_it_has_the_four_figures_and_follows_dark_and_light(tmp_path: Path) -> None:
+def test_it_has_the_gallery_and_follows_dark_and_light(tmp_path: Path) -> None:
     text = written(tmp_path)
     found = re.findall(r'<div id="([\w-]+)" class="plotly-graph-div"', text)
-    assert found == ["heads-heads", "snapshots-heads", "trajectories-heads", "loss"]
+    drawn = [f"figure-{entry.name}" for entry, _ in plots.gallery(Run.load(tmp_path))]
+    assert found == drawn and {"figure-heads", "figure-gate_snapshots", "figure-loss"} <= set(found)
     assert text.count("prefers-color-scheme: dark") == 2
 
 
@@ -224,7 +225,7 @@ def test_a_run_that_stopped_early_says_so(tmp_path: Path) -> None:
     del run.metrics
     run.gates.truncate(-1)
     text = report(run, tmp_path / "new" / "other.html").read_text(encoding="utf-8")
-    assert "This Run is diverged" in text and 'id="loss"' not in text
+    assert "This Run is diverged" in text and 'id="figure-loss"' not in text
     assert not (tmp_path / "report.html").exists()
 
 

@@ -144,6 +144,10 @@ class Effects:
         """The ``k`` gates that help most, best first."""
         return self._take(np.argsort(-self.effect, kind="stable")[:k])
 
+    def first(self, rows: int) -> Effects:
+        """The effects on the first so many rows; an estimate, which is of all of them, is left out."""
+        return replace(self, by_row=self.by_row[:, :rows], nll=self.nll[:rows], estimate=None)
+
     def to_frame(self) -> pd.DataFrame:
         """One row per gate: label, site, kind, layer, head, gate (its value), effect, se, measured, estimate."""
         import pandas as pd

@@ -5,19 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from jola_interp import selection
 from jola_interp.analysis.controls import stored_audit
 from jola_interp.analysis.effects import Effects
-from jola_interp.analysis.summary import gates_at, undecided
+from jola_interp.analysis.readout import Readout
+from jola_interp.analysis.shifts import NOTIONS, Shifts
+from jola_interp.analysis.summary import gates_at, percent, undecided
 from jola_interp.analysis.tables import NotMeasuredError, load_table
+from jola_interp.analysis.usage import KINDS, Usage
 from jola_interp.edits.base import Site, unit_label
 
 if TYPE_CHECKING:
     from jola_interp.runs import Run
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,8 @@ def head_facts(run: Run, label: str, rule: str = selection.DEFAULT_RULE, step: i
     unit = places[label.upper()]
     found = [Fact("use", _use(log_alphas, unit, rule))]
     if site == "heads":
-        found += [*_effect(run, label.upper()), *_owner(run, label.upper())]
+        name = label.upper()
+        found += [*_size(run, unit), *_shift(run, unit), *_effect(run, name), *_written(run, name), *_owner(run, name)]
     return tuple(found)
 
 
@@ -60,11 +66,52 @@ def _use(log_alphas: selection.LogAlphas, unit: tuple[int, int], rule: str) -> s
     return f"{status} under {rule}; P(open): {opens}{' (undecided)' if open_end else ''}"
 
 
-def _effect(run: Run, label: str) -> Iterator[Fact]:
+def _size(run: Run, unit: tuple[int, int]) -> Iterator[Fact]:
+    found = _table(run, "usage", Usage)
+    if found is None:
+        yield _missing("writes", "usage")
+        return
+    told = (f"{kind} {percent(float(found.size(kind)[unit]))}" for kind in KINDS)
+    yield Fact("writes", f"{', '.join(told)} of the residual stream's norm (not-first tokens)")
+
+
+def _shift(run: Run, unit: tuple[int, int]) -> Iterator[Fact]:
+    found = _table(run, "shifts", Shifts)
+    if found is None:
+        yield _missing("moves", "shifts")
+        return
+    told = (f"{which} {float(found.pooled(which, 'norm')[unit]):.2f}" for which in NOTIONS)
+    yield Fact("moves", f"‖Δz‖/‖z‖: {', '.join(told)} (not-first tokens)")
+
+
+def _written(run: Run, label: str) -> Iterator[Fact]:
+    found = _table(run, "readout", Readout)
+    if found is None:
+        yield _missing("readout", "readout")
+        return
+    frame = found.to_frame()
+    rows = frame[frame["label"] == label]
+    for row in rows.itertuples():
+        yield Fact(f"readout, {row.kind}", str(row.top))
+    if not len(rows):
+        yield Fact("readout", "not among the heads that write most")
+
+
+def _table(run: Run, name: str, kind: type[T]) -> T | None:
     try:
-        effects = load_table(run, "effects", Effects)
+        return load_table(run, name, kind)
     except NotMeasuredError:
-        yield Fact("loss without it", "not measured (jola-interp analyse RUN --part effects)")
+        return None
+
+
+def _missing(fact: str, part: str) -> Fact:
+    return Fact(fact, f"not measured (jola-interp analyse RUN --part {part})")
+
+
+def _effect(run: Run, label: str) -> Iterator[Fact]:
+    effects = _table(run, "effects", Effects)
+    if effects is None:
+        yield _missing("loss without it", "effects")
         return
     frame = effects.to_frame()
     told = [

@@ -631,7 +631,7 @@ def strips(run: Run, site: Site = "heads") -> Sheet:
     starts, names, layers = _groups(mask, size, site)
     steps = _thinned(run.gates.steps, MOST_COLUMNS)
     records = [run.gates.at(int(step), site) for step in steps]
-    labels = np.array([[f"{name}, step {step}" for step in steps] for name in names], dtype=object)
+    labels = np.array([[name] * len(steps) for name in names], dtype=object)  # with the step they would be megabytes
     common = {
         "labels": labels,
         "mask": np.ones(labels.shape, dtype=bool),

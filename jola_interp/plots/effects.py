@@ -153,7 +153,8 @@ def alone_against_out(
     table = run_or_table
     if isinstance(table, Run):
         effects, alone = (load_table(table, name, Effects) for name in ("effects", "alone"))
-        table = interplay(effects, alone, title_of(table))
+        both = min(len(effects.nll), len(alone.nll))  # each read the first rows of the test split
+        table = interplay(effects.first(both), alone.first(both), title_of(table))
     return draw(alone_against_out_chart(table, top), renderer, width)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from jola_interp.edits.jola import JoLA
 from jola_interp.plots.curves import gate_trajectories, loss
 from jola_interp.plots.effects import alone_against_out, effect_map, effects_against, keep_drop
 from jola_interp.plots.evidence import controls
@@ -141,9 +142,10 @@ GALLERY: tuple[Entry, ...] = (
 def gallery(run: Run, renderer: Renderer = "plotly", width: float | None = None) -> Iterator[tuple[Entry, Any]]:
     """The figures that can be drawn of a Run, one after the other; what was not measured is left out.
 
-    ``ji.analyse(run)`` and the evidence card measure what is missing.
+    ``ji.analyse(run)`` and the evidence card measure what is missing. All of it is about JoLA's gates and vectors, so
+    there is nothing to draw of another edit.
     """
-    for entry in GALLERY:
+    for entry in GALLERY if run.edit.type_name == JoLA.type_name else ():
         try:
             figure = entry.draw(run, renderer=renderer, width=width)
         except ValueError:  # not measured, or not there to be drawn (an edit without gates, say)

@@ -1,0 +1,89 @@
+"""What is measured once is kept with the Run, found again, and drawn without the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import jola_interp as ji
+from jola_interp import plots
+from jola_interp.analysis import PARTS, head_facts, measured
+from jola_interp.analysis.tables import about_table
+from jola_interp.models import Model
+from jola_interp.runs import ANALYSIS, Run
+from jola_interp.tasks import Task
+
+MakeModel = Callable[..., Model]
+
+
+@pytest.fixture
+def run(make_model: MakeModel, toy_task: Task, tmp_path: Path) -> Run:
+    """A short training whose gates and vectors are then set by hand, so that some act."""
+    fields = {"max_steps": 3, "batch_size": 4, "backend": "hooks", "evaluate": False, "wrapper": "plain"}
+    found = ji.fit(make_model(), toy_task, out=tmp_path / "run", **fields)
+    edit = found.edit
+    with torch.no_grad():
+        for value in edit.site("heads").log_alpha.values():
+            value.copy_(torch.linspace(-6, 6, value.numel()).view(value.shape))
+        for vector in edit.site("heads").vectors.values():
+            vector.normal_(std=0.2, generator=torch.Generator().manual_seed(5))
+    from jola_interp.runs import write_run
+
+    write_run(found.path, found.config, edit, found.gates)
+    return Run.load(found.path)
+
+
+def test_every_part_is_measured_kept_and_drawn(run: Run, make_model: MakeModel, toy_task: Task) -> None:
+    found = ji.analyse(run, toy_task, make_model(), rows=6)
+    assert tuple(found) == PARTS
+    assert {file.stem for file in (run.path / ANALYSIS).glob("*.safetensors")} == set(PARTS)
+    elsewhere = Run.load(run.path)  # no model: the tables are all there is
+    for renderer in ("plotly", "matplotlib"):
+        drawn = {entry.name for entry, _ in plots.gallery(elsewhere, renderer=renderer)}  # type: ignore[arg-type]
+        # Options would be a contrast, an evidence card would have controls.
+        assert drawn == {entry.name for entry in plots.GALLERY} - {"attribution_map", "controls"}
+    assert "Token by token" in ji.report(elsewhere).read_text(encoding="utf-8")
+
+
+def test_what_was_measured_is_not_measured_again(
+    run: Run, make_model: MakeModel, toy_task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model()
+    ji.analyse(run, toy_task, model, "usage", rows=4)
+    calls = []
+    counted = [
+        measured.Measurement(one.name, one.question, one.kind, lambda *_, **__: calls.append(1), one.rows)
+        for one in measured.MEASUREMENTS
+    ]
+    monkeypatch.setattr(measured, "MEASUREMENTS", counted)
+    ji.analyse(run, toy_task, model, "usage", rows=4)
+    assert not calls
+    with pytest.raises(TypeError):  # what the counter returns is no table
+        ji.analyse(run, toy_task, model, "usage", rows=5)
+    assert calls and about_table(run, "usage")["rows"] == 4
+
+
+def test_facts_of_a_head_come_from_the_tables(run: Run, make_model: MakeModel, toy_task: Task) -> None:
+    before = {fact.name: fact.text for fact in head_facts(run, "L1H3")}
+    assert all("jola-interp analyse RUN" in before[name] for name in ("writes", "moves", "readout", "loss without it"))
+    ji.analyse(run, toy_task, make_model(), ["usage", "shifts", "effects"], rows=4)
+    after = {fact.name: fact.text for fact in head_facts(run, "L1H3")}
+    assert "residual stream" in after["writes"] and "local" in after["moves"] and "nats" in after["loss without it"]
+    assert "jola-interp analyse RUN --part readout" in after["readout"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"parts": "shift"}, "parts must be 'all' or names out of shifts"),
+        ({"rows": 0}, "rows must be an integer ≥ 1"),
+        ({"rows": True}, "rows must be an integer ≥ 1"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_before_any_work(run: Run, arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ji.analyse(run, **arguments)
+    assert not (run.path / ANALYSIS).exists()
