@@ -171,7 +171,7 @@ def _lay_axes(axes: Axes, frame: Frame) -> Axes | None:
     axes.set_axisbelow(True)
     axes.set_xlabel("\n".join(words.x_label), parse_math=False)
     axes.set_title("\n".join(words.title), loc="left", pad=3, parse_math=False)
-    axes.tick_params(labelleft=words.y_named)
+    axes.tick_params(which="both", labelleft=words.y_named)
     if words.y_named:
         axes.set_ylabel("\n".join(words.y_label), parse_math=False)
     if not panel.second:
