@@ -19,8 +19,15 @@ if TYPE_CHECKING:
     from jola_interp.runs import Run
 
 KEPT, STATUS = "kept", "status"
-_CELL, _SMALLEST = 26, 260
-"""Pixels: a cell of the map, and the least width of a panel."""
+_CELL, _SMALLEST = (26, 14), 260
+"""Pixels: a cell of the map, and the least size of it."""
+_BUTTONS = ("zoom", "pan", "select", "lasso", "zoomIn", "zoomOut", "autoScale", "resetScale", "toImage")
+_LOOK: dict[str, Any] = {
+    "template": "none",
+    "title": {"font": {"size": 14}, "x": 0.02, "xanchor": "left"},
+    "modebar": {"remove": list(_BUTTONS)},  # they would lie on the titles
+    "dragmode": False,
+}
 
 
 class Explorer:
@@ -91,22 +98,26 @@ class Explorer:
         layers, units = self.mask.shape
         self.map = go.FigureWidget(go.Heatmap(z=np.zeros((layers, units)), showscale=False, hoverongaps=False))
         self.map.add_scatter(x=[], y=[], mode="markers", hoverinfo="skip", showlegend=False)
-        size = (max(_SMALLEST, min(26, 780 // units) * units), max(_SMALLEST, min(14, 900 // layers) * layers))
+        size = (
+            max(_SMALLEST, min(_CELL[0], 780 // units) * units),
+            max(_SMALLEST, min(_CELL[1], 900 // layers) * layers),
+        )
         self.map.update_layout(
             width=size[0] + 120, height=size[1] + 90, margin={"l": 50, "r": 60, "t": 40, "b": 45},
-            template="none", clickmode="event", title={"font": {"size": 14}},
+            clickmode="event", **_LOOK,
         )  # fmt: skip
-        self.map.update_xaxes(title=style_title("head" if self.site == "heads" else "MLP"), constrain="domain")
-        self.map.update_yaxes(title=style_title("layer"))
+        name = "head" if self.site == "heads" else "MLP"
+        self.map.update_xaxes(title=_title(name), range=[-0.5, units - 0.5], showgrid=False, zeroline=False)
+        self.map.update_yaxes(title=_title("layer"), range=[-0.5, layers - 0.5], showgrid=False, zeroline=False)
         self.path = go.FigureWidget()
         for kind in self.kinds:
             self.path.add_scatter(x=[], y=[], name=kind, mode="lines", line={"color": style.KINDS[kind], "width": 2})
         self.path.update_layout(
-            width=520, height=250, margin={"l": 50, "r": 10, "t": 40, "b": 45}, template="none",
-            legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.18}, title={"font": {"size": 14}},
+            width=520, height=250, margin={"l": 50, "r": 10, "t": 40, "b": 45},
+            legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.18}, **_LOOK,
         )  # fmt: skip
-        self.path.update_xaxes(title=style_title("optimiser step"))
-        self.path.update_yaxes(title=style_title("P(open)"), range=[-0.03, 1.03])
+        self.path.update_xaxes(title=_title("optimiser step"), zeroline=False)
+        self.path.update_yaxes(title=_title("P(open)"), range=[-0.03, 1.03], zeroline=False)
 
     def _wire(self) -> None:
         heading = widgets.HTML(f"<b>{escape(title_of(self.run))}</b>")
@@ -199,7 +210,7 @@ def explore(run: Run, rule: str = selection.DEFAULT_RULE, site: Site = "heads") 
     return Explorer(run, rule, site)
 
 
-def style_title(text: str) -> dict[str, Any]:
+def _title(text: str) -> dict[str, Any]:
     """An axis' name."""
     return {"text": text, "font": {"size": 12}, "standoff": 6}
 

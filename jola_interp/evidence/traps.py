@@ -19,7 +19,7 @@ from jola_interp.runs import Run
 
 RATIOS = (1 / 16, 1 / 4, 1.0, 4.0, 16.0)
 """Learning rates of a over those of m."""
-RATES = (4.0, 1.0, 0.25)
+RATES = (4.0, 1.0, 0.25, 0.0625)
 """Multiples of the Run's learning rate at which edits are trained that want different ones; each counts at its best."""
 PREFIXES = (0, 64, 256)
 NEUTRAL = "\n"
