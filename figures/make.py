@@ -22,7 +22,7 @@ HEAD = """# Figures
 
 All of it is made by `make figures` (this file too). `heads.png` and the other three beside it are of the Run that
 `make demo` leaves in `runs/demo`, which the command trains first where it is not there; the folders are of the Runs in
-`runs/`: configuration, edit, gates, losses, scores, evidence and measured tables, no text of a benchmark. `make runs`
+`runs/`: configuration, edit, gates, losses, evidence and measured tables, no text of a benchmark. `make runs`
 (`figures/train.py`) trains those anew.
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from string import Template
@@ -21,8 +22,10 @@ from jola_interp.analysis import (
     load_table,
 )
 from jola_interp.analysis.controls import has_controls, stored_audit
+from jola_interp.analysis.ranking import refitted
 from jola_interp.analysis.recipe import changed_edit, changed_training, command, python_lines
 from jola_interp.analysis.summary import kept_label, percent, title_of
+from jola_interp.analysis.usage import with_evidence
 from jola_interp.convergence import DECIDED_SHARE, UNDECIDED
 from jola_interp.edits.base import Site
 from jola_interp.edits.jola import JoLA
@@ -205,8 +208,8 @@ def _site_in_words(run: Run, summary: GateSummary) -> list[str]:
 def _measured_in_words(run: Run) -> list[str]:
     """What the measured tables answer, a sentence each."""
     answers: tuple[Callable[[], str], ...] = (
-        lambda: load_table(run, "usage", Usage).sentence(),
-        lambda: load_table(run, "keep", KeepCurves).sentence(),
+        lambda: with_evidence(load_table(run, "usage", Usage), run).sentence(),
+        lambda: replace(load_table(run, "keep", KeepCurves), refits=refitted(run)).sentence(),
         lambda: faithfulness(run, load_table(run, "effects", Effects)).sentence(),
     )
     found = []

@@ -141,9 +141,8 @@ class Faithfulness:
             if math.isnan(found.rho):
                 told.append(f"{NAMES[score]}: {self.heading(score)}")
                 continue
-            without = (
-                "" if math.isnan(found.corrected) else f", {found.corrected:+.2f} without the noise of the effects"
-            )
+            shared = score == "gradient" or math.isnan(found.corrected)  # on the same rows errors are not independent
+            without = "" if shared else f", {found.corrected:+.2f} without the noise of the effects"
             told.append(f"{NAMES[score]}: {found}{without.replace('-', '−')}")
         first = self.agreements[0]
         null = "" if math.isnan(first.null) else f"; random rankings stay within ±{first.null:.2f}"

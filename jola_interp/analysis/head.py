@@ -45,7 +45,7 @@ def head_facts(run: Run, label: str, rule: str = selection.DEFAULT_RULE, step: i
     Raises:
         ValueError: no editable head of that name, or a rule outside the grammar.
     """
-    site: Site = "mlp" if label.upper().endswith("MLP") else "heads"
+    site: Site = {"MLP": "mlp", "ATTN": "attention"}.get(label.upper().lstrip("L0123456789"), "heads")  # type: ignore[assignment]
     log_alphas = gates_at(run, site) if step is None else run.gates.at(step, site)
     mask = run.edit.site(site).mask.cpu().numpy()
     places = {unit_label(site, int(i), int(j)): (int(i), int(j)) for i, j in np.argwhere(mask)}

@@ -11,16 +11,16 @@ from jola_interp._log import logger
 from jola_interp.analysis.effects import Effects, add_one_in, even_without_restarts, leave_one_out
 from jola_interp.analysis.ranking import KeepCurves, keep_curves
 from jola_interp.analysis.readout import Readout, readout
-from jola_interp.analysis.rows import precise
+from jola_interp.analysis.rows import precise, same_task
 from jola_interp.analysis.shifts import Shifts, shifts
 from jola_interp.analysis.tables import about, about_table, load_table, save_table
 from jola_interp.analysis.tokens import Tokens, tokens
 from jola_interp.analysis.usage import Usage, usage
-from jola_interp.tasks import Task, load_task
 
 if TYPE_CHECKING:
     from jola_interp.models import Model
     from jola_interp.runs import Run
+    from jola_interp.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,13 @@ def analyse(
 ) -> dict[str, Any]:
     """Measure what the figures of a Run need, and keep it in ``<run>/analysis/``.
 
-    A table that is there for this edit, these rows and this model is read, not measured again.
+    A table that is there for this edit, these rows (or more of them) and this model is read, not measured again. Under
+    "all" a part that does not apply to the edit is left out, and the log says why.
 
     Args:
         run: whose.
-        task: whose test rows to read; None loads the Run's own by its name.
+        task: the Run's own, with the rows that it was trained on; None loads it by its name. For another task call the
+            measurement itself, such as ``analysis.shifts(run, other)``.
         model: None is the Run's own.
         parts: "all", or names out of ``PARTS``.
         rows: test rows for every part; None is each part's own number.
@@ -92,27 +94,33 @@ def analyse(
         Name of a part to its table.
 
     Raises:
-        ValueError: an unknown part, a number of rows below 1, or what the part itself refuses, before any work.
+        ValueError: an unknown part, a number of rows below 1, another task or other rows than the Run's, or what a
+            part that was asked for by name refuses.
     """
     wanted = set(PARTS) if parts == "all" else {parts} if isinstance(parts, str) else set(parts)
     if unknown := sorted(wanted - set(PARTS)):
         raise ValueError(f"parts must be 'all' or names out of {', '.join(PARTS)}; got {', '.join(unknown)}")
     if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
         raise ValueError(f"rows must be an integer ≥ 1, or None; got {rows!r}")
-    data = run.config["task"]["name"] if task is None else task
-    data = data if isinstance(data, Task) else load_task(data)
-    target = run.ready(model, "analyse")
+    data, target = same_task(run, task), run.ready(model, "analyse")
     found = {}
     for part in MEASUREMENTS:
-        if part.name in wanted:
+        if part.name not in wanted:
+            continue
+        try:
             found[part.name] = _measured(run, data, target, part, rows or part.rows, overwrite)
+        except ValueError as error:
+            if parts != "all":
+                raise
+            logger.warning("analyse: %s does not apply: %s", part.name, error)
     return found
 
 
 def _measured(run: Run, task: Task, model: Model, part: Measurement, rows: int, overwrite: bool) -> Any:
     dtype = {"dtype": "float32"} if part.precise and model.source is not None else {}
     measured_on = about(run, task, model, rows=rows, **part.options) | dtype
-    if not overwrite and about_table(run, part.name) == measured_on:
+    kept = about_table(run, part.name)
+    if not overwrite and {**kept, "rows": rows} == measured_on and kept["rows"] >= rows:  # a dear table stays
         return load_table(run, part.name, part.kind)
     logger.info("analyse: %s %s", part.name, part.question)
     target = precise(model) if part.precise else model

@@ -106,7 +106,10 @@ class HeadsFor:
     high: int | None
 
     def __str__(self) -> str:
-        return "none" if self.heads is None else f"{self.heads} [{self.low}, {self.high}]"
+        if self.heads is None:
+            return "none"
+        least = self.heads if self.above is None else self.above + 1  # between two measured sizes nothing is known
+        return f"{self.heads if least == self.heads else f'{least} to {self.heads}'} [{self.low}, {self.high}]"
 
 
 @dataclass(frozen=True, eq=False)

@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 
 TRUSTED = 0.5
 """Tokens are listed where lens and true change correlate at least so much (Pearson, over the vocabulary)."""
+LEVEL = 0.05
+"""And where their largest Δlogit is beyond the null's at this p; 20 random vectors are the fewest that can show it."""
 BATCH = 4
 """Rows in one pass."""
 VOCABULARY = 16384
@@ -144,8 +146,10 @@ class Readout:
 
     @property
     def trusted(self) -> Bool[np.ndarray, " vector"]:
-        """Where tokens are listed: the lens was held against the model and correlates at least ``TRUSTED``."""
-        return np.asarray(np.nan_to_num(self.pearson, nan=-1.0) >= TRUSTED)
+        """Where tokens are listed: the lens was held against the model and correlates at least ``TRUSTED``, and its
+        largest Δlogit is beyond those of random vectors through the same W_O (p ≤ ``LEVEL``): else the tokens are the
+        head's, whatever the edit does."""
+        return np.asarray((np.nan_to_num(self.pearson, nan=-1.0) >= TRUSTED) & (self.p <= LEVEL))
 
     @property
     def sentences(self) -> tuple[str, ...]:
@@ -240,7 +244,13 @@ class Readout:
             return (f"{plain} and it was not held against the model.", null)
         lens = f"Logit lens linearised at {self.positions:,} answer positions of {self.rows} {self.split} rows."
         true = f"Tokens are listed where it correlates at least {TRUSTED} with the true change of the logits when this"
-        return (lens, f"{true} part of the edit acts alone; else what stands above makes something else of it.", null)
+        told = f"{true} part of the edit acts alone, and its largest Δlogit is beyond the null's (p ≤ {LEVEL})."
+        return (
+            lens,
+            told,
+            null,
+            "r itself has no null here: the lens of a random vector may agree with its effect too.",
+        )
 
     def attribution_notes(self) -> tuple[str, ...]:
         """What the attribution is of, how much of the true change it accounts for, and n.
@@ -262,7 +272,9 @@ class Readout:
             return "writes nothing"
         if math.isnan(r := float(self.pearson[place])):
             return "not held against the model" if self.rows else "not held against the model: that needs a task"
-        return "" if r >= TRUSTED else f"the lens does not predict what this {self.units[place]} does (r = {r:.2f})"
+        if r < TRUSTED:
+            return f"the lens does not predict what this {self.units[place]} does (r = {r:.2f})"
+        return "" if self.p[place] <= LEVEL else f"random vectors write as much (p = {self.p[place]:.2f})"
 
     def _listed(self, tokens: tuple[tuple[str, ...], ...], deltas: Float[np.ndarray, "vector token"]) -> list[str]:
         return [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -85,6 +86,27 @@ def prepared(
     )
     backend = "lens" if target.booted else cast(BackendName, run.config["backend"])
     return Rows(run, target, data, tuple(examples), tuple(encoded), backend)
+
+
+def same_task(run: Run, task: str | Path | Task | None) -> Task:
+    """The task of a Run, with the rows that it was trained on; None loads it by its name and recorded sizes.
+
+    Raises:
+        ValueError: another task, or other rows.
+    """
+    recorded = run.config["task"]
+    if task is None:
+        sizes = {f"n_{split}": size for split, size in recorded["sizes"].items() if size}
+        task = load_task(
+            recorded["name"], **sizes, **({"seed": recorded["seed"]} if recorded["seed"] is not None else {})
+        )
+    data = task if isinstance(task, Task) else load_task(task)
+    if data.fingerprint != recorded["fingerprint"]:
+        raise ValueError(
+            f"task: {data.name!r} has the rows {data.fingerprint[:12]}, the Run was trained on {recorded['name']!r} "
+            f"with {recorded['fingerprint'][:12]}: hand in the same Task"
+        )
+    return data
 
 
 def precise(model: Model) -> Model:

@@ -92,21 +92,24 @@ def write_table(table: Any, file: Path, measured_on: Mapping[str, Any]) -> None:
     header = {"format": FORMAT, "table": type(table).__name__, "about": dict(measured_on), "plain": plain, "maps": maps}
     content = json.dumps(header, ensure_ascii=False, allow_nan=False, sort_keys=True)
     # safetensors refuses a file without tensors.
-    _files.write_tensors(file, tensors or {"none": torch.zeros(0)}, {"header": content})
+    _files.write_tensors(file, tensors or {"_": torch.zeros(0)}, {"header": content})
 
 
 def read_table(kind: type[T], file: Path) -> T:
     """Read what :func:`write_table` wrote.
 
     Raises:
-        ValueError: a newer format, or another table.
+        ValueError: another table.
+        NotMeasuredError: another format, or other fields: another version of this package wrote it.
     """
     header = _header(file)
-    if header["format"] != FORMAT or header["table"] != kind.__name__:
-        found = f"{header['table']} in format {header['format']}"
-        raise ValueError(f"{file}: found {found}, expected {kind.__name__} in format {FORMAT}")
+    if header["table"] != kind.__name__:
+        raise ValueError(f"{file}: found {header['table']}, expected {kind.__name__}")
     tensors = {name: value.numpy() for name, value in _files.read_tensors(file).items()}
     types = typing.get_type_hints(kind)
+    known = {*header["plain"], *header["maps"], *(name for name in tensors if "." not in name)} - {"_"}
+    if header["format"] != FORMAT or known != set(types):
+        raise NotMeasuredError(f"{file}: another version of jola_interp measured it: measure it anew")
     values: dict[str, Any] = {}
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         if field.name in header["plain"]:

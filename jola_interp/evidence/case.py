@@ -16,12 +16,13 @@ from jaxtyping import Bool, Float
 
 from jola_interp import selection
 from jola_interp._version import __version__
+from jola_interp.analysis.rows import same_task
 from jola_interp.config import TrainConfig
 from jola_interp.edits.base import Edit, unit_label
 from jola_interp.edits.jola import JoLA
 from jola_interp.evidence.endpoint import Endpoint, RowLosses
 from jola_interp.runs import Run, edit_settings
-from jola_interp.tasks import Task, load_task
+from jola_interp.tasks import Task
 from jola_interp.training import fit
 
 if TYPE_CHECKING:
@@ -182,7 +183,9 @@ def open_case(
     if steps is not None and steps < 1:
         raise ValueError(f"steps must be 1 or more, got {steps}")
     selection.parse_rule(rule)
-    data = _same_task(found, task)
+    data = same_task(found, task)
+    if len(data.test) < 2:
+        raise ValueError(f"task: {data.name!r} has {len(data.test)} test rows; evidence needs two or more")
     target = found.ready(model, "evidence")
     folder = Path(out) if out is not None else found.path / FOLDER
     return Case(found, data, target, folder, steps or int(found.config["progress"]["steps"]), rule)
@@ -204,21 +207,3 @@ def training_digest(edit: Edit, settings: TrainConfig, task: Task, model: Model,
     content += [task.name, task.fingerprint, task.kind, task.metric, task.source, task.seed]
     content += [model.identity(), model.source, backend, __version__, *more]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def _same_task(run: Run, task: str | Path | Task | None) -> Task:
-    recorded = run.config["task"]
-    if task is None:
-        sizes = {f"n_{split}": size for split, size in recorded["sizes"].items() if size}
-        task = load_task(
-            recorded["name"], **sizes, **({"seed": recorded["seed"]} if recorded["seed"] is not None else {})
-        )
-    data = task if isinstance(task, Task) else load_task(task)
-    if data.fingerprint != recorded["fingerprint"]:
-        raise ValueError(
-            f"task: {data.name!r} has the rows {data.fingerprint[:12]}, the Run was trained on {recorded['name']!r} "
-            f"with {recorded['fingerprint'][:12]}: hand in the same Task"
-        )
-    if len(data.test) < 2:
-        raise ValueError(f"task: {data.name!r} has {len(data.test)} test rows; evidence needs two or more")
-    return data

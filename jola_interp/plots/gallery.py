@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from jola_interp._log import logger
+from jola_interp.analysis.tables import NotMeasuredError
 from jola_interp.edits.jola import JoLA
 from jola_interp.plots.curves import gate_trajectories, loss
 from jola_interp.plots.effects import alone_against_out, effect_map, effects_against, keep_drop
@@ -148,6 +150,9 @@ def gallery(run: Run, renderer: Renderer = "plotly", width: float | None = None)
     for entry in GALLERY if run.edit.type_name == JoLA.type_name else ():
         try:
             figure = entry.draw(run, renderer=renderer, width=width)
-        except ValueError:  # not measured, or not there to be drawn (an edit without gates, say)
+        except NotMeasuredError:
+            continue
+        except ValueError as error:  # not there to be drawn: an edit without gates, a task without a contrast
+            logger.debug("gallery: no %s: %s", entry.name, error)
             continue
         yield entry, figure

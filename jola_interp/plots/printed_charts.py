@@ -17,7 +17,7 @@ from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from matplotlib.transforms import Affine2D
 
 from jola_interp.plots import style
@@ -195,6 +195,7 @@ def _scale(axis: Axis, log: bool, most: float, whole: bool) -> None:
     axis.set_major_locator(LogLocator(numticks=max(int(most), 2)))
     if np.ptp(np.log10(ends)) > 3:
         axis.set_minor_locator(NullLocator())
+    axis.set_minor_formatter(NullFormatter())  # room was made for the others only
     axis.set_tick_params(which="minor", size=1.2, width=0.3)
 
 

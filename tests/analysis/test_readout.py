@@ -137,7 +137,7 @@ def test_lens_is_the_true_change_where_later_layers_are_idle(
         assert np.abs(true).max() > 0
         assert np.abs(lens - true).max() <= 1e-2 * np.abs(true).max()
         assert min(table.pearson[place], table.spearman[place]) > 0.99
-    assert table.trusted.tolist() == [True, True, True, False]
+    assert (table.pearson >= TRUSTED).tolist() == [True, True, True, False]
     assert not attached_edits(model)
 
 
@@ -292,12 +292,16 @@ def test_tokens_are_listed_only_where_the_lens_is_right(build: MakeModel, toy_ta
     model = build()
     table = readout(run_of(model, tmp_path, {"additive": small(model, (0, 0), (1, 2))}), toy_task)
     r = np.array([TRUSTED, TRUSTED - 0.01, math.nan, -0.9], dtype=np.float32)
-    frame = replace(table, pearson=r).to_frame()
+    beyond = np.full(4, 1 / 21)
+    frame = replace(table, pearson=r, p=beyond).to_frame()
     listed = ", ".join(f"{t} {d:+.2f}" for t, d in zip(table.top_tokens[0], table.top_delta[0], strict=True))
     assert frame["top"][0] == listed
     assert frame["top"][1] == frame["bottom"][1] == "the lens does not predict what this head does (r = 0.49)"
     assert frame["top"][2] == "not held against the model"
     assert frame["top"][3] == "the lens does not predict what this layer does (r = -0.90)"
+    within = replace(table, pearson=np.ones_like(r), p=np.array([2 / 21, *beyond[1:]]))
+    assert within.trusted.tolist() == [False, True, True, True]
+    assert within.to_frame()["top"][0] == "random vectors write as much (p = 0.10)"
     alone = readout(run_of(model, tmp_path / "again", {"additive": small(model, (0, 0))}))
     assert set(alone.to_frame()["top"]) == {"not held against the model: that needs a task", "writes nothing"}
 

@@ -70,7 +70,7 @@ def test_effects_come_back_as_they_were(tmp_path: Path) -> None:
 
 def test_another_table_is_refused_by_name(tmp_path: Path) -> None:
     write_table(sample(), tmp_path / "a", {})
-    with pytest.raises(ValueError, match="found Sample in format 1, expected Effects"):
+    with pytest.raises(ValueError, match="found Sample, expected Effects"):
         read_table(Effects, tmp_path / "a")
 
 
@@ -88,3 +88,15 @@ def test_a_table_of_another_edit_is_refused(tmp_path: Path) -> None:
         vector.data.add_(1.0)
     with pytest.raises(NotMeasuredError, match="another edit"):
         load_table(run, "shifts", Sample)
+
+
+def test_a_table_of_another_version_is_measured_anew(tmp_path: Path) -> None:
+    write_table(sample(), tmp_path / "a", {})
+
+    @dataclasses.dataclass(frozen=True, eq=False)
+    class Later(Sample):
+        added: int = 0
+
+    Later.__name__ = "Sample"
+    with pytest.raises(NotMeasuredError, match="another version"):
+        read_table(Later, tmp_path / "a")
