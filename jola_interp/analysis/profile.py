@@ -393,7 +393,7 @@ class Closing:
         kinds: [gate] its kind.
         decided: [gate] that step; NaN for a gate that never decides.
         ends: [gate] P(open) at the last record.
-        returned: [gate] True where P(open) was beyond .05 or .95 at an earlier record and came back.
+        returned: [gate] True where P(open) went beyond .05 or .95 before and came back; where it began does not count.
         fixed: the last step that moved gates, after which they stand still; None where their learning rate was not
             logged.
         ce, smooth, window: as in :class:`Budget`.
@@ -454,7 +454,7 @@ class Closing:
         found = [
             f"{len(self):,} gates: {shut:,} shut (P(open) < {low:g} to the end), {opened:,} open (> {high:g}), "
             f"{len(self) - shut - opened:,} undecided. {at_once:,} were so at step {self.steps[0]}, untrained; "
-            f"{self.returned.sum():,} had been beyond a bound before and came back."
+            f"{self.returned.sum():,} went beyond a bound before and came back."
         ]
         if self.fixed is not None and self.fixed < self.steps[-1]:
             found.append(f"Dotted: step {self.fixed}, after which gates are fixed; no later count is of training.")
@@ -510,7 +510,7 @@ def closing(run: Run, site: Site = "heads") -> Closing:
 def _decisions(
     values: Float[np.ndarray, "step gate"], steps: Int[np.ndarray, " step"]
 ) -> tuple[Float[np.ndarray, " gate"], Bool[np.ndarray, " gate"]]:
-    """The step from which P(open) stays beyond one bound (NaN: never), and whether it was beyond one before that."""
+    """The step from which P(open) stays beyond one bound (NaN: never), and whether it went beyond one before that."""
     shut, opened = values < UNDECIDED[0], values > UNDECIDED[1]
     ends_shut, beyond = shut[-1], shut | opened
     stays = np.where(ends_shut, shut, opened)  # on the side of the end
@@ -518,7 +518,8 @@ def _decisions(
     first = len(steps) - tail
     decided = np.where(tail > 0, steps[np.minimum(first, len(steps) - 1)].astype(float), np.nan)
     before = np.arange(len(steps))[:, None] < first
-    return decided, np.asarray((beyond & before).any(0))
+    moved = np.cumsum(~beyond, axis=0) > 0  # where a gate began is the noise of its start, no decision
+    return decided, np.asarray((beyond & before & moved).any(0))
 
 
 def _last_move(run: Run) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,6 +65,31 @@ def test_what_was_measured_is_not_measured_again(
     with pytest.raises(TypeError):  # what the counter returns is no table
         ji.analyse(run, toy_task, model, "usage", rows=5)
     assert calls and about_table(run, "usage")["rows"] == 4
+
+
+def test_a_dear_table_stays_unless_told_otherwise(run: Run, make_model: MakeModel, toy_task: Task) -> None:
+    model = make_model()
+    for rows, overwrite, kept in ((4, False, 4), (2, False, 4), (5, False, 5), (3, True, 3)):
+        ji.analyse(run, toy_task, model, "effects", rows=rows, overwrite=overwrite)
+        assert about_table(run, "effects")["rows"] == kept
+
+
+def test_other_rows_than_the_run_s_are_refused(run: Run, make_model: MakeModel, toy_task: Task) -> None:
+    other = dataclasses.replace(toy_task, test=toy_task.test[1:])
+    with pytest.raises(ValueError, match="the Run was trained on 'toy'"):
+        ji.analyse(run, other, make_model(), "usage", rows=2)
+    assert not (run.path / ANALYSIS).exists()
+
+
+def test_under_all_what_does_not_apply_is_left_out(make_model: MakeModel, toy_task: Task, tmp_path: Path) -> None:
+    model = make_model()
+    edit = ji.JoLA(model.head_shape, gates="none")
+    fields = {"max_steps": 2, "batch_size": 4, "backend": "hooks", "evaluate": False, "wrapper": "plain"}
+    run = ji.fit(model, toy_task, edit, out=tmp_path / "run", **fields)
+    found = ji.analyse(run, toy_task, model, rows=4)
+    assert "usage" not in found and {"shifts", "readout", "effects"} <= set(found)
+    with pytest.raises(ValueError, match="no gates at heads"):
+        ji.analyse(run, toy_task, model, "usage", rows=4)
 
 
 def test_facts_of_a_head_come_from_the_tables(run: Run, make_model: MakeModel, toy_task: Task) -> None:
