@@ -4,7 +4,8 @@
     python benchmarks/presets.py --source DIRECTORY --tasks gem/e2e_nlg ioi           benchmarks from local files
 
 For each task and preset: the share of decided gates, CE(sampled) − CE(hard) on validation rows, and the mean NLL of the
-test rows with its paired difference from the better of two edits without gates. Whatever is finished in --out is not trained again.
+test rows with its paired difference from the better of two edits without gates. Whatever is finished in --out is not
+trained again.
 """
 
 import argparse
