@@ -71,7 +71,7 @@ _LARGE, _SMALL = 1e3, 1e-4
 
 @dataclass(frozen=True, eq=False)
 class Readout:
-    """What parts of an edit write: one entry per vector, heads first, largest first, then layers.
+    """What parts of an edit write: one entry per vector, heads first, largest share of the stream first, then layers.
 
     Logits are counted from their mean over the vocabulary, which the softmax does not see.
 
@@ -329,7 +329,7 @@ def readout(
             multiplicative part among it, and then no tokens are listed.
         model: None is the Run's own.
         heads: how many of the heads whose gate is open (``p_open>0.5``; all of an edit without gates) to read, of each
-            kind: those that write most.
+            kind: those that write most, over the norm of the stream (without a task: most).
         tokens: how many to keep at each end.
         draws: random vectors for each null.
         rows: the first so many rows of ``split``.
@@ -635,7 +635,7 @@ def _knobs(edit: JoLA) -> dict[Operation, Float[Tensor, "layer head d_head"]]:
 
 
 def _parts(run: Run, model: Model, knobs: dict[Operation, Tensor], glance: _Glance | None, heads: int) -> list[_Part]:
-    """Heads that write most, of each kind, and the offsets of every layer together."""
+    """Heads that write most of the stream they join, of each kind, and the offsets of every layer together."""
     shape = run.edit.shape
     carriers = {"additive": torch.ones(shape.layers, shape.heads, shape.d_head)}
     if glance is not None:
@@ -645,6 +645,8 @@ def _parts(run: Run, model: Model, knobs: dict[Operation, Tensor], glance: _Glan
     kinds: list[Operation] = [kind for kind in get_args(Operation) if kind in knobs and kind in carriers]
     for kind in kinds:
         sizes = _sizes(model, knobs[kind] * carriers[kind]) * _opened(run, kind)
+        if glance is not None:  # late streams are large, so late heads write much of little weight
+            sizes = sizes / glance.stream[:, None].clamp(min=torch.finfo(torch.float32).tiny)
         order = torch.argsort(-sizes.reshape(-1), stable=True)[:heads].tolist()
         for layer, head in [(i // shape.heads, i % shape.heads) for i in order if sizes.reshape(-1)[i] > 0]:
             own = (knobs[kind][layer, [head]], carriers[kind][layer, [head]], stream[layer])
