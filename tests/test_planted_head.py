@@ -44,6 +44,7 @@ def test_the_planted_head_opens_and_all_others_close(head: int | None, tokenizer
         Task("planted", tuple(rows[:60]), tuple(rows[60:]), (), kind="text"),
         backend="hooks",
         penalty=1.0,
+        penalty_warmup=0.2,  # with the preset's 0.4 a gate that helped on the way stays open in two of the three cases
         epochs=25,
         patience=None,
         restore_best=False,
