@@ -36,22 +36,28 @@ def planted_model(head: int | None, tokenizer: Any) -> Model:
     return load_model(hf, tokenizer=tokenizer)
 
 
-@pytest.mark.parametrize("head", [1, 3, None])
-def test_the_planted_head_opens_and_all_others_close(head: int | None, tokenizer: Any, tmp_path: Path) -> None:
+def trained(head: int | None, tokenizer: Any, out: Path, **fields: Any) -> ji.Run:
+    """JoLA on the planted model, at a price at which no gate stays open for nothing."""
     rows = [Example(f"{i * 7919 % 1000:03d}?", "a", id=str(i)) for i in range(80)]
-    run = ji.fit(
+    return ji.fit(
         planted_model(head, tokenizer),
         Task("planted", tuple(rows[:60]), tuple(rows[60:]), (), kind="text"),
         backend="hooks",
         penalty=1.0,
-        penalty_warmup=0.2,  # with the preset's 0.4 a gate that helped on the way stays open in two of the three cases
         epochs=25,
         patience=None,
         restore_best=False,
         wrapper="{instruction}",
         eos=False,
-        out=tmp_path / "run",
+        out=out,
+        **fields,
     )
+
+
+@pytest.mark.parametrize("head", [1, 3, None])
+def test_the_planted_head_opens_and_all_others_close(head: int | None, tokenizer: Any, tmp_path: Path) -> None:
+    """Where λ is at its full weight for most of the training; under the default see below."""
+    run = trained(head, tokenizer, tmp_path / "run", penalty_warmup=0.2)
     opens = np.maximum(run.gates.p_open("additive")[-1], run.gates.p_open("multiplicative")[-1])
     planted = np.zeros((2, 4), dtype=bool)
     if head is not None:
@@ -59,3 +65,13 @@ def test_the_planted_head_opens_and_all_others_close(head: int | None, tokenizer
         assert list(run.selected()) == [f"L0H{head}"]
     assert (opens[planted] > 0.95).all()
     assert (opens[~planted] < 0.05).all()
+
+
+@pytest.mark.parametrize("head", [1, 3, None])
+def test_the_default_finds_the_planted_head_and_nothing_where_there_is_none(
+    head: int | None, tokenizer: Any, tmp_path: Path
+) -> None:
+    """It may keep a head beside it that only helped on the way (one more, in both cases, when this was written)."""
+    chosen = list(trained(head, tokenizer, tmp_path / "run").selected())
+    assert chosen[:1] == ([] if head is None else [f"L0H{head}"])
+    assert len(chosen) <= (0 if head is None else 2)
