@@ -35,11 +35,12 @@ if TYPE_CHECKING:
     from jola_interp.evidence.rivals import rivals
     from jola_interp.explore import explore
     from jola_interp.history import GateHistory
+    from jola_interp.methods import Method, method, methods
     from jola_interp.models import Model, load_model
     from jola_interp.report import report
     from jola_interp.runs import Run
     from jola_interp.tasks import Example, MinimalPair, Task, load_task, minimal_pairs, task_names
-    from jola_interp.training import TrainingDivergedError, fit, methods
+    from jola_interp.training import TrainingDivergedError, fit
 
 _HOMES = {
     "analyse": "analysis.measured",
@@ -63,6 +64,9 @@ _HOMES = {
     "rivals": "evidence.rivals",
     "explore": "explore",
     "GateHistory": "history",
+    "Method": "methods",
+    "method": "methods",
+    "methods": "methods",
     "Model": "models",
     "load_model": "models",
     "report": "report",
@@ -75,16 +79,15 @@ _HOMES = {
     "task_names": "tasks",
     "TrainingDivergedError": "training",
     "fit": "training",
-    "methods": "training",
 }
 _MODULES = ("analysis", "gates", "plots")
 
 __all__ = [
-    "PRESETS", "Callback", "Card", "Edit", "Example", "GateHistory", "HeadShape", "JoLA", "MinimalPair", "Model",
-    "Run", "Task", "TensorBoardLogger", "TrainConfig", "TrainingDivergedError", "WandbLogger", "__version__",
+    "PRESETS", "Callback", "Card", "Edit", "Example", "GateHistory", "HeadShape", "JoLA", "Method", "MinimalPair",
+    "Model", "Run", "Task", "TensorBoardLogger", "TrainConfig", "TrainingDivergedError", "WandbLogger", "__version__",
     "analyse", "analysis", "attach", "audit", "calibrate", "compare", "evaluate", "evaluate_with_harness",
-    "evidence_card", "explore", "fit", "gates", "load_model", "load_task", "methods", "minimal_pairs", "plots",
-    "report", "rivals", "set_verbosity", "side_effects", "task_names",
+    "evidence_card", "explore", "fit", "gates", "load_model", "load_task", "method", "methods", "minimal_pairs",
+    "plots", "report", "rivals", "set_verbosity", "side_effects", "task_names",
 ]  # fmt: skip
 
 default_verbosity()

@@ -190,9 +190,20 @@ class Model:
             return _unwrapped(self.bridge.blocks[layer].attn.o)
         return self.hf.get_submodule(self._path(f"blocks.{layer}.attn.o"))
 
-    def mlp(self, layer: int) -> nn.Module:
-        """The plain MLP module at ``layer`` of a model that is not booted."""
-        return self.hf.get_submodule(self._path(f"blocks.{layer}.mlp"))
+    def component(self, layer: int, path: str = "") -> nn.Module:
+        """The plain module at ``blocks.<layer>.<path>`` in TransformerLens' words, of a model that is not booted; the
+        block itself without a path.
+
+        Raises:
+            ValueError: the architecture has none, or one for several (a fused query, key and value).
+        """
+        try:
+            return self.hf.get_submodule(self._path(f"blocks.{layer}.{path}".rstrip(".")))
+        except (AttributeError, ValueError) as error:
+            raise ValueError(
+                f"{self.name} ({type(self.hf).__name__}) has no module of its own for blocks.{layer}.{path}; "
+                "backend='lens' splits those that are fused"
+            ) from error
 
     def __repr__(self) -> str:
         s = self.head_shape
@@ -282,6 +293,23 @@ def load_model(
     if revision is not None:
         hf_kwargs["revision"] = revision
     return _from_pretrained(name, name, name, tokenizer, device, dtype, hf_kwargs)
+
+
+def plain(model: Model) -> Model:
+    """The model itself if TransformerLens has not wrapped it, else the same one, loaded anew.
+
+    Raises:
+        ValueError: it is wrapped, and was handed in, so that there is nowhere to load it from.
+    """
+    if not model.booted:
+        return model
+    if model.source is None:
+        raise ValueError(
+            f"{model.name} has been booted by TransformerLens, which cannot be undone, and this needs a plain model: "
+            "hand in load_model(path) of its checkpoint"
+        )
+    logger.info("loading %s anew: the one at hand has been booted by TransformerLens", model.name)
+    return load_model(model.source, tokenizer=model.tokenizer, device=model.device, dtype=model.dtype)
 
 
 def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:

@@ -28,12 +28,15 @@ from jola_interp.models import Model, load_model
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMAT = 3
+FORMAT = 4
 """Version of the directory's layout; a newer one is refused, an older one brought up to date when it is read."""
 CONFIG_KEYS = {
-    "format", "jola_interp", "identity", "status", "preset", "backend", "model", "task", "edit", "train", "progress",
+    "format", "jola_interp", "identity", "status", "preset", "backend", "method", "model", "task", "edit", "train",
+    "progress",
 }  # fmt: skip
 SECTIONS = ("model", "task", "edit", "train", "progress")
+STAGES = "stages"
+"""The trainings that a method made first, to choose heads by or to start from."""
 STATUSES = ("finished", "interrupted", "diverged")
 EVIDENCE = "evidence.json"
 SHARED_FILES = (
@@ -451,6 +454,7 @@ def read_config(file: Path) -> dict[str, Any]:
 
 def _bring_up_to_date(config: dict[str, Any]) -> None:
     """Fill in the fields that came later, with what the older version did."""
+    config.setdefault("method", None)
     for section, added in ADDED.items():
         if isinstance(config.get(section), dict):
             config[section] = {**added, **config[section]}
@@ -470,7 +474,9 @@ def require_replaceable(folder: Path) -> None:
     Raises:
         FileExistsError: it does.
     """
-    if not folder.exists() or not any(folder.iterdir()) or (folder / "checkpoint" / checkpoint.FILE).exists():
+    if not folder.exists() or all(path.name == STAGES for path in folder.iterdir()):
+        return
+    if (folder / "checkpoint" / checkpoint.FILE).exists():
         return
     with suppress(OSError, ValueError, AttributeError):
         if json.loads((folder / "config.json").read_text(encoding="utf-8")).keys() & {"jola_interp"}:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import json
 import math
 import platform
+import shutil
 import time
-from collections.abc import Callable as Function
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -25,15 +26,19 @@ from jola_interp.backends import BACKENDS, BackendName, attach, require_unedited
 from jola_interp.batching import Encoded, batches_of, collate, encode_examples, pad_id
 from jola_interp.callbacks import Callback, LiveMap, Logger, TrainingState
 from jola_interp.checkpoint import Progress, Snapshot
-from jola_interp.config import DEFAULT_PRESET, TrainConfig, preset, resolve
+from jola_interp.config import DEFAULT_PRESET, PRESETS, TrainConfig, resolve
 from jola_interp.edits.base import Edit, Site
 from jola_interp.edits.jola import JoLA
 from jola_interp.evaluation.evaluator import evaluate
 from jola_interp.history import GateHistory
-from jola_interp.models import Model, load_model
+from jola_interp.methods.registry import methods
+from jola_interp.methods.setup import Setup
+from jola_interp.methods.table import Method
+from jola_interp.models import Model, load_model, plain
 from jola_interp.objective import AnswerTargets, Objective, TeacherTargets
 from jola_interp.runs import (
     FORMAT,
+    STAGES,
     Run,
     clear_run,
     clear_scores,
@@ -50,8 +55,7 @@ if TYPE_CHECKING:
     from transformer_lens import TransformerBridge
     from transformers import PreTrainedModel
 
-METHODS: dict[str, dict[str, Any]] = {"jola": {}}
-"""Named edits: the switches of :class:`JoLA` that each stands for."""
+_OCCUPIED = "out: there is a Run at {}; pass resume=True to go on, or overwrite=True"
 
 
 class TrainingDivergedError(RuntimeError):
@@ -70,15 +74,10 @@ class TrainingDivergedError(RuntimeError):
         super().__init__(f"the {what} of step {step} is not finite ({split} rows {list(rows)}){kept}")
 
 
-def methods() -> list[str]:
-    """Names that ``fit`` takes as ``edit``."""
-    return list(METHODS)
-
-
 def fit(
     model: str | Path | Model | PreTrainedModel | TransformerBridge,
     task: str | Path | Task,
-    edit: str | Edit = "jola",
+    edit: str | Edit | Method = "jola",
     config: TrainConfig | None = None,
     *,
     preset: str = DEFAULT_PRESET,
@@ -100,9 +99,11 @@ def fit(
     Args:
         model: a name, a path, a loaded model or a :class:`Model` (see :func:`load_model`).
         task: a name, a folder of JSONL files, or a :class:`Task`.
-        edit: a name out of :func:`methods`, or an edit; it is copied, and given starting values unless it has some. An
-            edit of your own keeps its own inference gate and starting log α; a name takes the preset's.
-        config: training fields; None takes the preset's.
+        edit: a name out of :func:`methods`; a method with options of its own (:func:`method`); or an edit, which is
+            copied, and given starting values unless it has some. An edit of your own keeps its own inference gate and
+            starting log α; a name takes the preset's. Methods that act on weights (LoRA, full fine-tuning) train on a
+            plain model, loaded anew where this one has been booted, whatever ``backend`` says.
+        config: training fields; None takes the preset's, with those of the method.
         preset: ``selective`` (gates that decide), ``paper`` or ``reference``.
         backend: ``lens`` (TransformerLens) or ``hooks`` (plain PyTorch hooks, SDPA attention).
         out: the Run's directory; None is ``runs/<task>/<edit>-s<seed>-<hash of all settings>``.
@@ -119,18 +120,24 @@ def fit(
     Raises:
         ValueError: a field, name or row that cannot be used, before any training.
         FileExistsError: a Run in ``out``, and neither ``resume`` nor ``overwrite``.
+        KeyboardInterrupt: a method that trains in stages was interrupted in one of them; ``resume=True`` goes on.
         TrainingDivergedError: a loss or gradient that is not finite; the state before it is kept.
     """
-    settings = resolve(config, preset, overrides)
+    method = _method_of(edit)
+    fields = {**(method.train if method and config is None else {}), **overrides}
+    settings = resolve(config, preset, fields)
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
-    trained = _own_edit(edit, preset)
     if resume and overwrite:
         raise ValueError("resume and overwrite contradict each other: pass one of them")
     data = task if isinstance(task, Task) else load_task(task)
     base = load_model(model)
-    plan = _Plan(base, data, trained(base), settings, preset, backend, teacher)
-    folder = Path(out) if out is not None else plan.default_folder(edit if isinstance(edit, str) else edit.type_name)
+    if (method or edit).on_weights:  # type: ignore[union-attr]
+        base, backend = plain(base), "hooks"
+    untrained = method.make(base, PRESETS[preset].edit) if method else copy.deepcopy(cast(Edit, edit))
+    plan = _Plan(base, data, untrained, settings, preset, backend, teacher, method)
+    folder = Path(out) if out is not None else plan.default_folder()
+    plan = _prepared(plan, folder, resume, overwrite)
     run = _existing(folder, plan, resume, overwrite)
     if run is None:
         watchers = [*callbacks, LiveMap()] if live else list(callbacks)
@@ -147,13 +154,29 @@ def _score(run: Run, task: Task, model: Model) -> None:
         logger.warning("evaluation interrupted: the Run has no scores; ji.evaluate(run, task) makes them")
 
 
-def _own_edit(edit: str | Edit, preset_name: str) -> Function[[Model], JoLA]:
-    """How to get an edit of one's own, once the model is there; names are checked at once."""
-    if isinstance(edit, Edit):
-        return lambda _: cast(JoLA, copy.deepcopy(edit))
-    if edit not in METHODS:
-        raise ValueError(f"edit must be an Edit or one of {', '.join(METHODS)}; got {edit!r}")
-    return lambda model: JoLA(model.head_shape, **METHODS[edit], **preset(preset_name).edit)
+def _method_of(edit: str | Edit | Method) -> Method | None:
+    """The method that is meant; None for an edit of one's own."""
+    if isinstance(edit, Edit | Method):
+        return edit if isinstance(edit, Method) else None
+    if edit not in (known := methods()):
+        raise ValueError(f"edit must be an Edit, a method or one of {', '.join(known)}; got {edit!r}")
+    return known[edit]
+
+
+def _prepared(plan: _Plan, folder: Path, resume: bool, overwrite: bool) -> _Plan:
+    """The plan with the edit that its method chooses or measures first; most methods have nothing to prepare."""
+    require_replaceable(folder)
+    if overwrite:
+        shutil.rmtree(folder / STAGES, ignore_errors=True)
+    method = plan.method
+    if method is None or method.prepare is None:
+        return plan
+    if (folder / "config.json").exists() and not (resume or overwrite):
+        raise FileExistsError(_OCCUPIED.format(folder))
+    setup = Setup(plan.model, plan.task, plan.settings, plan.backend, folder, fit)
+    edit = method.ready(setup)
+    settings = dataclasses.replace(plan.settings, **setup.fields)
+    return _Plan(plan.model, plan.task, edit, settings, plan.preset, plan.backend, plan.teacher, method)
 
 
 class _Plan:
@@ -163,11 +186,12 @@ class _Plan:
         self,
         model: Model,
         task: Task,
-        edit: JoLA,
+        edit: Edit,
         settings: TrainConfig,
         preset_name: str,
         backend: BackendName,
         teacher: Edit | None = None,
+        method: Method | None = None,
     ):
         if model.tokenizer is None:
             raise ValueError("the model has no tokenizer: load_model(model, tokenizer=...)")
@@ -177,7 +201,7 @@ class _Plan:
             if not getattr(task, split):
                 raise ValueError(f"task {task.name!r}: the {split} split is empty")
         self.model, self.task, self.edit, self.settings = model, task, edit, settings
-        self.preset, self.backend, self.teacher = preset_name, backend, teacher
+        self.preset, self.backend, self.teacher, self.method = preset_name, backend, teacher, method
         BACKENDS[backend].ready(model)
         require_unedited(model, "fit")
         self.train = self._encode(task.train)
@@ -187,8 +211,10 @@ class _Plan:
         encoded = {"train": self.train, "validation": self.validation, "test": test}
         self.cut = {split: sum(row.cut for row in rows) for split, rows in encoded.items()}
         self.steps_per_epoch = math.ceil(math.ceil(len(self.train) / settings.batch_size) / settings.accumulation)
-        self.n_steps = min(settings.max_steps or math.inf, settings.epochs * self.steps_per_epoch).__int__()
-        self.gate_steps = settings.gate_steps(self.n_steps)
+        groups = edit.parameter_groups()
+        steps = min(settings.max_steps or math.inf, settings.epochs * self.steps_per_epoch).__int__()
+        self.n_steps = steps if groups else 0
+        self.gate_steps = settings.gate_steps(self.n_steps) if "gates" in groups else 0
         if isinstance(edit, JoLA) and not edit.units_known:
             edit.set_units(unit_rms(model, self.train, list(edit.sites), backend))  # type: ignore[arg-type]
         self.starting_tensors = edit_digest(edit) if edit.initialised else "drawn"
@@ -236,8 +262,14 @@ class _Plan:
         content = {**self.description(), "masks": masks, "start": self.starting_tensors}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-    def default_folder(self, edit_name: str) -> Path:
-        return Path("runs") / self.task.name / f"{edit_name}-s{self.settings.seed}-{self.identity[:8]}"
+    def default_folder(self) -> Path:
+        name, digest = self.edit.type_name, self.identity
+        if self.method is not None:
+            name = self.method.name
+            if self.method.prepare is not None:  # what it will choose is not known yet; its options decide
+                record = json.dumps([digest, self.method.record()], sort_keys=True)
+                digest = hashlib.sha256(record.encode()).hexdigest()
+        return Path("runs") / self.task.name / f"{name}-s{self.settings.seed}-{digest[:8]}"
 
 
 def _existing(folder: Path, plan: _Plan, resume: bool, overwrite: bool) -> Run | None:
@@ -248,7 +280,7 @@ def _existing(folder: Path, plan: _Plan, resume: bool, overwrite: bool) -> Run |
     if overwrite or not (config.exists() or begun):
         return None
     if not resume:
-        raise FileExistsError(f"out: there is a Run at {folder}; pass resume=True to go on, or overwrite=True")
+        raise FileExistsError(_OCCUPIED.format(folder))
     if begun:
         checkpoint.read(folder / "checkpoint", plan.identity)  # refuses another training's
         return None
@@ -540,7 +572,9 @@ class _Trainer:
             checkpoint.load_edit_tensors(self.edit, self.best)
         done: dict[str, Any] = {"steps": progress.step, "epochs": progress.epoch, "best_epoch": progress.best_epoch}
         done |= {"best_value": progress.best_value, "stopped": progress.stopped}
-        config = {**self.plan.description(), "identity": self.plan.identity, "status": status, "progress": done}
+        method = self.plan.method.record() if self.plan.method else None
+        known = {"identity": self.plan.identity, "status": status, "progress": done, "method": method}
+        config = {**self.plan.description(), **known}
         self.edit.requires_grad_(False).to("cpu")
         if status == "finished" and self.edit.log_alphas():
             self._measure_convergence()
@@ -584,7 +618,7 @@ class _Trainer:
         groups = [
             {"params": parameters, "lr": rates[name], "peak": rates[name], "group": name}
             for name, parameters in self.edit.parameter_groups().items()
-        ]
+        ] or [{"params": [torch.zeros(0)], "lr": 0.0, "peak": 0.0, "group": "none"}]  # nothing trains: no step is taken
         return torch.optim.AdamW(
             groups, betas=settings.adam_betas, eps=settings.adam_epsilon, weight_decay=settings.weight_decay
         )
@@ -592,7 +626,7 @@ class _Trainer:
     def _objective(self) -> Objective:
         settings = self.settings
         warmup = settings.penalty_warmup_steps(self.plan.n_steps)
-        schedule = PenaltySchedule(settings.penalty_schedule, settings.penalty, self.plan.n_steps, warmup)
+        schedule = PenaltySchedule(settings.penalty_schedule, settings.penalty, max(1, self.plan.n_steps), warmup)
         return Objective(settings.penalty_form, schedule, (settings.additive_weight, settings.multiplicative_weight))
 
     def _set_learning_rates(self) -> dict[str, float]:
@@ -600,7 +634,7 @@ class _Trainer:
         step, warmup = self.progress.step, settings.warmup_steps(n_steps)
         shape = settings.gate_lr_schedule or settings.lr_schedule
         vectors = learning_rate_factor(settings.lr_schedule, step, n_steps, warmup)
-        gates = learning_rate_factor(shape, step, self.plan.gate_steps, warmup) * (not self._gates_fixed)
+        gates = 0.0 if self._gates_fixed else learning_rate_factor(shape, step, self.plan.gate_steps, warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * (gates if group["group"] == "gates" else vectors)
         gated = any(group["group"] == "gates" for group in self.optimizer.param_groups)
@@ -617,7 +651,7 @@ class _Trainer:
         weights = self.objective.weights()
         rates = [row["gate_lr"] for row in self.rows if "gate_lr" in row]
         found = convergence.measure(
-            self.edit, self.model, self.plan.validation, weights=weights, sum_gate_lr=sum(rates),
+            cast(JoLA, self.edit), self.model, self.plan.validation, weights=weights, sum_gate_lr=sum(rates),
             seed=self.settings.seed, backend=self.plan.backend, form=self.settings.penalty_form, targets=self.targets,
         )  # fmt: skip
         _files.write_json(self.folder / convergence.FILE, found.to_dict())

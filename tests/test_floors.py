@@ -26,6 +26,7 @@ FLOORS = {
     "batching": 2,
     "schedules": 2,
     "training": 3,
+    "methods": 3,
     "evaluation": 3,
     "runs": 3,
     "config": 3,

@@ -111,6 +111,7 @@ def attached(edits: Sequence[Edit], model: Model, backend: Backend) -> Iterator[
         handle = root.register_forward_pre_hook(attachment.begin_pass, with_kwargs=True)
         stack.callback(handle.remove)
         for index, edit in enumerate(edits):
+            stack.enter_context(edit.installed(model.hf))
             for layer, site in edit.points():
                 stack.callback(backend.insert(model, layer, site, partial(attachment.transform, index, layer, site)))
         yield attachment
@@ -140,5 +141,10 @@ def _check(edit: Edit, model: Model, present: Sequence[Edit]) -> None:
         raise ValueError(f"the edit is made for {edit.shape}, the model has {model.head_shape}")
     if any(edit.overlaps(other) for other in present):
         raise ValueError(f"this {type(edit).__name__} is attached to {model.name} already: it would act twice")
+    if edit.on_weights and model.booted:
+        raise ValueError(
+            f"{type(edit).__name__} acts on weights, and {model.name} has been booted by TransformerLens, which wraps "
+            f"them: use a plain model, such as load_model({(model.source or 'path')!r}), with backend='hooks'"
+        )
     if not model.dtype.is_floating_point:
         raise ValueError(f"{model.name} computes in {model.dtype}; edits need floating-point activations")

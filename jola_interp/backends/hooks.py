@@ -11,6 +11,20 @@ from jola_interp.backends.base import Backend, Transform
 from jola_interp.edits.base import Site
 from jola_interp.models import Model
 
+OUTPUTS: dict[Site, str] = {
+    "mlp": "mlp",
+    "residual": "",
+    "query": "attn.q",
+    "key": "attn.k",
+    "value": "attn.v",
+    "up": "mlp.in",
+    "gate": "mlp.gate",
+    "norm1": "ln1",
+    "norm2": "ln2",
+}
+"""The component of a block, in TransformerLens' words, whose output is the activation; the block itself is ""."""
+PER_HEAD: tuple[Site, ...] = ("query", "key", "value")
+
 
 class HooksBackend(Backend):
     name = "hooks"
@@ -24,12 +38,12 @@ class HooksBackend(Backend):
         return model.hf
 
     def insert(self, model: Model, layer: int, site: Site, transform: Transform) -> Callable[[], None]:
-        if site == "mlp":
-            return model.mlp(layer).register_forward_hook(_on_output(transform)).remove
-        if site == "attention":
-            return model.o_proj(layer).register_forward_hook(_on_output(transform)).remove
         shape = model.head_shape
-        return model.o_proj(layer).register_forward_pre_hook(_on_z(transform, shape.heads, shape.d_head)).remove
+        if site == "heads":
+            return model.o_proj(layer).register_forward_pre_hook(_on_z(transform, shape.heads, shape.d_head)).remove
+        module = model.o_proj(layer) if site == "attention" else model.component(layer, OUTPUTS[site])
+        acting = _by_head(transform, shape.d_head) if site in PER_HEAD else transform
+        return module.register_forward_hook(_on_output(acting)).remove
 
 
 def _on_z(transform: Transform, heads: int, d_head: int) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
@@ -43,6 +57,11 @@ def _on_z(transform: Transform, heads: int, d_head: int) -> Callable[[nn.Module,
         return (edited.flatten(-2), *args[1:])
 
     return hook
+
+
+def _by_head(transform: Transform, d_head: int) -> Transform:
+    """A projection's output has its heads side by side."""
+    return lambda flat: transform(flat.unflatten(-1, (-1, d_head))).flatten(-2)
 
 
 def _on_output(transform: Transform) -> Callable[[nn.Module, Any, Any], Any]:

@@ -319,7 +319,7 @@ def _behind_last_attention(recording: Recording) -> list[nn.Module]:
     model, last = recording.model, len(recording.blocks) - 1
     found = [model.o_proj(last)]
     with suppress(AttributeError, KeyError, ValueError):  # a block without an MLP, or with its layers lying loose
-        found.append(_plain(model.bridge.blocks[last].mlp) if model.booted else model.mlp(last))
+        found.append(_plain(model.bridge.blocks[last].mlp) if model.booted else model.component(last, "mlp"))
     return [module for module in found if module is not recording.blocks[last]]
 
 

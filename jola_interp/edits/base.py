@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-Site = Literal["heads", "mlp", "attention"]
-"""``heads``: the output z of each attention head before W_O, [batch, pos, head, d_head] (TransformerLens
-``blocks.L.attn.hook_z``). ``mlp``: the output of the MLP, [batch, pos, d_model] (``blocks.L.mlp.hook_out``).
-``attention``: the output of the attention behind W_O, [batch, pos, d_model] (``blocks.L.attn.hook_out``)."""
+Site = Literal["heads", "mlp", "attention", "residual", "query", "key", "value", "up", "gate", "norm1", "norm2"]
+"""Where an edit may act, by the TransformerLens hook point ``blocks.L.…``:
+
+``heads`` ``attn.hook_z`` the output z of each attention head before W_O, [batch, pos, head, d_head] · ``mlp``
+``mlp.hook_out`` the output of the MLP, [batch, pos, d_model] · ``attention`` ``attn.hook_out`` that of the attention
+behind W_O, [batch, pos, d_model] · ``residual`` ``hook_resid_post`` the residual stream behind the block, [batch, pos,
+d_model] · ``query``, ``key``, ``value`` ``attn.q.hook_out`` and so on, the outputs of their projections before any norm
+or rotation, [batch, pos, head, d_head] (key-value heads for the last two) · ``up``, ``gate`` ``mlp.in.hook_out`` and
+``mlp.gate.hook_out``, [batch, pos, d_mlp] · ``norm1``, ``norm2`` ``ln1.hook_out`` and ``ln2.hook_out``, the norms
+before the attention and before the MLP, [batch, pos, d_model]. Not every architecture has all of them."""
 Kind = Literal["additive", "multiplicative", "shared"]
 """Kinds of gates. ``shared`` is one gate for both operations."""
 Noise = dict[tuple[str, str], Tensor]
@@ -21,6 +28,7 @@ Noise = dict[tuple[str, str], Tensor]
 PenaltyForm = Literal["mean", "reference"]
 
 SITES: tuple[Site, ...] = ("heads", "mlp", "attention")
+"""Where vectors with gates may act."""
 
 _WHOLE: dict[Site, str] = {"mlp": "MLP", "attention": "ATTN"}
 
@@ -77,6 +85,9 @@ class Edit(nn.Module, ABC):
     """The name under which a Run records the class."""
     types: ClassVar[dict[str, type[Edit]]] = {}
     """Every subclass by its name, so that a Run of an edit of your own loads once its class is defined."""
+    on_weights: ClassVar[bool] = False
+    """Whether the edit acts on weights, by :meth:`installed`, rather than at hook points. It then needs a model that
+    TransformerLens has not wrapped."""
     everywhere: bool = True
     """Whether the edit acts on every position alike, so that a prompt may be run in two parts. One that looks for the
     first or last prompt positions says False."""
@@ -138,6 +149,10 @@ class Edit(nn.Module, ABC):
     def overlaps(self, other: Edit) -> bool:
         """Whether attaching both would apply the same edit twice."""
         return self is other
+
+    def installed(self, module: nn.Module) -> AbstractContextManager[None]:
+        """Let an edit that acts on weights be live on the plain Hugging Face ``module``; leaving puts all back."""
+        return nullcontext()
 
     def prepare(self, context: Context, dtype: torch.dtype) -> Any:
         """Arithmetic to be done once a pass for all layers. What it returns comes back as ``context.prepared``."""

@@ -71,7 +71,7 @@ def idle(model: Model) -> Model:
     """Nothing behind the attention of layer 0 does anything."""
     with torch.no_grad():
         for layer in range(model.head_shape.layers):
-            for parameter in model.mlp(layer).parameters():
+            for parameter in model.component(layer, "mlp").parameters():
                 parameter.zero_()
             for parameter in model.o_proj(layer).parameters() if layer else ():
                 parameter.zero_()

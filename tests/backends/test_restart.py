@@ -228,7 +228,7 @@ def test_what_cannot_be_restarted_is_refused(four_layers: MakeModel, monkeypatch
 def test_blocks_that_read_more_than_the_residual_stream_are_noticed(four_layers: MakeModel) -> None:
     """Block 2 also adds what block 0's MLP gave, which a restarted pass would take from another batch."""
     model, kept = four_layers(), {}
-    first, third = model.mlp(0), model.mlp(2)
+    first, third = model.component(0, "mlp"), model.component(2, "mlp")
     first.register_forward_hook(lambda _, __, output: kept.update(output=output))
     handle = third.register_forward_hook(lambda _, __, output: output + kept["output"])
     for _ in range(2):  # it is not forgotten by trying again
@@ -242,8 +242,8 @@ def test_blocks_that_read_more_than_the_residual_stream_are_noticed(four_layers:
 @torch.no_grad()
 def test_blocks_that_miss_what_an_earlier_one_leaves_are_noticed(four_layers: MakeModel) -> None:
     model, kept = four_layers(), {}
-    model.mlp(0).register_forward_hook(lambda _, __, output: kept.update(output=output))
-    model.mlp(2).register_forward_hook(lambda _, __, output: output + kept.pop("output"))
+    model.component(0, "mlp").register_forward_hook(lambda _, __, output: kept.update(output=output))
+    model.component(2, "mlp").register_forward_hook(lambda _, __, output: output + kept.pop("output"))
     with pytest.raises(RestartError, match="KeyError"), recorded(model):
         pass
 
