@@ -114,6 +114,19 @@ def models(as_json: Json = False) -> None:
     _print_rows(known_models(), as_json)
 
 
+@app.command("methods")
+def methods_command(
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Count the parameters for this model.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What `fit --method` takes: JoLA, what it is compared with, its ablations."""
+    from jola_interp.methods import methods
+
+    frame = methods().to_frame(model)
+    columns = list(frame) if as_json else [name for name in frame if name not in ("points", "note", "share")]
+    _print_rows(frame[columns].to_dict("records"), as_json)
+
+
 @app.command()
 def tasks(
     pin: Annotated[bool, typer.Option("--pin", help="Ask the Hub for today's commits and keep to them.")] = False,
@@ -172,9 +185,10 @@ def fit_command(
     n_validation: Annotated[int | None, typer.Option(help="Validation rows.")] = None,
     n_test: TestRows = None,
     data_seed: DataSeed = 42,
-    gates: Annotated[str, typer.Option(help="separate, shared or none.")] = "separate",
-    operations: Annotated[str, typer.Option(help="both, add or multiply.")] = "both",
-    sites: Annotated[str, typer.Option(help="heads, mlp or heads,mlp.")] = "heads",
+    method: Annotated[str, typer.Option(help="What to train; `jola-interp methods` lists them.")] = "jola",
+    option: Annotated[
+        list[str] | None, typer.Option(help="An option of the method, such as k=64; again for more.")
+    ] = None,
     preset: Annotated[str, typer.Option(help="selective, paper or reference.")] = DEFAULT_PRESET,
     config: Annotated[Path | None, typer.Option(help="YAML or JSON file of training fields.")] = None,
     backend: Backend = "lens",
@@ -184,23 +198,21 @@ def fit_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the Run in --out.")] = False,
     **training: Any,
 ) -> None:
-    """Train an edit; every training field is an option, and wins over --config, which wins over --preset."""
+    """Train an edit; every training field is an option, and wins over --config, the method's own, and --preset."""
     from jola_interp import config as configuration
-    from jola_interp.edits import JoLA
+    from jola_interp.methods import method as find_method
     from jola_interp.models import load_model
     from jola_interp.training import fit
 
     given = {name: _or_none(name, value) for name, value in training.items() if value is not None}
     fields_in_file = _read_config(config) if config is not None else {}
-    settings = configuration.resolve(None, preset, fields_in_file | given)
+    chosen = find_method(method, **dict(map(_read_option, option or [])))
+    settings = configuration.resolve(None, preset, {**chosen.train, **fields_in_file, **given})
     sizes = {"n_train": n_train, "n_validation": n_validation, "n_test": n_test}
     rows = _load_rows(task, data, source, seed=data_seed, **sizes)
     base = load_model(model, dtype=dtype)
-    start = configuration.preset(preset).edit
-    switches: dict[str, Any] = {"gates": gates, "operations": operations, "sites": sites.split(",")}
-    edit = JoLA(base.head_shape, **switches, **start)
     places: dict[str, Any] = {"preset": preset, "backend": backend, "out": out}
-    run = fit(base, rows, edit, settings, resume=resume, overwrite=overwrite, **places)
+    run = fit(base, rows, chosen, settings, resume=resume, overwrite=overwrite, **places)
     _print_run(run, [])
 
 
@@ -491,6 +503,16 @@ def _flag(name: str, sentence: str, default: Any) -> Any:
 
 def _may_be_none(name: str) -> bool:
     return types.NoneType in get_args(get_type_hints(TrainConfig)[name])
+
+
+def _read_option(text: str) -> tuple[str, Any]:
+    """``k=64`` as a name and a value."""
+    import yaml
+
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise ValueError(f"--option must read name=value, such as k=64; got {text!r}")
+    return name, yaml.safe_load(value)
 
 
 def _or_none(name: str, value: Any) -> Any:

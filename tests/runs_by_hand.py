@@ -10,6 +10,7 @@ import torch
 
 from jola_interp import _files
 from jola_interp.config import preset
+from jola_interp.convergence import FILE, Convergence
 from jola_interp.edits import HeadShape, JoLA
 from jola_interp.history import GateHistory
 from jola_interp.runs import FORMAT, Run, edit_settings, write_run
@@ -67,6 +68,7 @@ def _config(edit: JoLA, steps: int, best_epoch: int, names: tuple[str, str], tra
         "jola_interp": "0.1.0",
         "identity": "0" * 64,
         "preset": "paper",
+        "method": None,
         "backend": "lens",
         "model": {**model, "fingerprint": "ab" * 32, "source": names[0]},
         "task": {
@@ -119,3 +121,12 @@ def _predictions() -> list[dict[str, Any]]:
         {"id": "0", "instruction": "Say <b>hello</b>", "answer": "hello", "base": hostile, "edited": "hello"},
         {"id": "1", "instruction": "Say more", "answer": "m" * 2000, "base": "", "edited": "more"},
     ]
+
+
+def stamped(run: Run, **more: Any) -> Run:
+    """The Run, had training left a convergence stamp."""
+    ce = {"sampled": 0.52, "expected": 0.51, "point": 0.505, "hard": 0.5}
+    values: dict[str, Any] = {"gates": 24, "decided": 20, "sum_gate_lr": 3.0, "reach": 0.1, "ce": ce}
+    values |= {"sampled_se": 0.002, "stationarity": None, "rows": 32, "draws": 4} | more
+    _files.write_json(run.path / FILE, Convergence(**values).to_dict())
+    return run

@@ -213,7 +213,7 @@ def test_every_kind_of_run_is_trained_shown_reported_and_used(
     checkpoint: str, tmp_path: Path, switches: dict[str, Any]
 ) -> None:
     out = str(tmp_path / "run")
-    flags = [word for name, value in switches.items() for word in (f"--{name}", _word(value))]
+    flags = [word for name, value in switches.items() for word in ("--option", f"{name}={_word(value)}")]
     printed = call("fit", "-m", checkpoint, "-t", "agreement", "--out", out, *flags, "--no-evaluate", *SIZES, *FAST)
     assert "3 steps" in printed and "kept: " in printed
     gated, sites = switches.get("gates") != "none", switches.get("sites", ("heads",))
@@ -291,7 +291,7 @@ def test_flags_win_over_the_file_and_the_file_over_the_preset(checkpoint: str, t
         "0",
         "--no-evaluate",
     ]
-    call("fit", *words, "--preset", "reference", "--out", str(out), "--gates", "shared", *SIZES, *FAST)
+    call("fit", *words, "--preset", "reference", "--out", str(out), "--option", "gates=shared", *SIZES, *FAST)
     run = Run.load(out)
     train = run.config["train"]
     assert (train["epochs"], train["lr"], train["patience"], train["clip"]) == (2, 0.5, None, None)
