@@ -23,7 +23,7 @@ from jola_interp.analysis import (
 )
 from jola_interp.analysis.controls import has_controls, stored_audit
 from jola_interp.analysis.ranking import refitted
-from jola_interp.analysis.recipe import changed_edit, changed_training, command, python_lines
+from jola_interp.analysis.recipe import changed_edit, changed_training, command, named_method, python_lines
 from jola_interp.analysis.summary import kept_label, percent, title_of
 from jola_interp.analysis.usage import with_evidence
 from jola_interp.convergence import DECIDED_SHARE, UNDECIDED
@@ -112,6 +112,8 @@ def _subtitle(run: Run) -> str:
 
 
 def _kind_of_edit(run: Run) -> str:
+    if (method := named_method(run)) is not None:
+        return f"{method.name}: {method.equation}"
     if run.edit.type_name != JoLA.type_name:
         return f"{run.edit.type_name}, no JoLA"
     return f"JoLA with {run.edit.gates} gates" if run.edit.gates != "none" else "JoLA without gates"
@@ -302,7 +304,7 @@ def _reproduce(run: Run) -> str:
 
 
 def _recipe(run: Run) -> str:
-    if run.edit.type_name != JoLA.type_name:
+    if run.edit.type_name != JoLA.type_name and named_method(run) is None:
         return (
             f"<p>Lines are written for JoLA only; this edit is <code>{escape(run.edit.type_name)}</code>, with the "
             "switches above.</p>"

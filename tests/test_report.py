@@ -241,7 +241,7 @@ def test_the_recipe_names_what_differs_from_the_preset(tmp_path: Path) -> None:
     run = make_run(tmp_path, names=("tiny", "restaurants"), gates="shared", train=changed)
     assert recipe.command(run) == (
         "jola-interp fit --model tiny --dtype float32 --task restaurants --n-train 9 --n-validation 3 --n-test 2 "
-        "--gates shared --preset paper --backend lens --epochs 3 --no-bucketed --adam-betas 0.8 0.9 --patience 0"
+        "--option gates=shared --preset paper --backend lens --epochs 3 --no-bucketed --adam-betas 0.8 0.9 --patience 0"
     )
     lines = recipe.python_lines(run)
     assert "ji.load_task('restaurants', n_train=9, n_validation=3, n_test=2)" in lines
@@ -285,7 +285,8 @@ def trained_by(run: Run, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return Model()
 
     def fit(*given: Any, **_: Any) -> Any:
-        taken.update(zip(("model", "task", "edit", "settings"), given, strict=True))
+        taken.update(zip(("model", "task", "method", "settings"), given, strict=True))
+        taken["edit"] = taken["method"].make(taken["model"], PRESETS[run.config["preset"]].edit)
         return run
 
     monkeypatch.setattr(models, "load_model", load_model)
@@ -302,3 +303,13 @@ def test_edits_that_the_command_line_cannot_name_are_left_to_python(tmp_path: Pa
     assert recipe.command(layers) is None and "layers=[0, 2]" in recipe.python_lines(layers)
     heads = make_run(tmp_path / "c", only={"heads": ["L0H1", "L2H3"]})
     assert "heads=['L0H1', 'L2H3']" in recipe.python_lines(heads)
+
+
+def test_the_recipe_of_a_method_names_it_with_its_options(tmp_path: Path) -> None:
+    run = make_run(tmp_path, names=("tiny", "restaurants"), gates="none", train={"gate_share": 1.0, "lr": 2e-2})
+    run.config["method"] = {"name": "attention", "options": {}}
+    assert "ji.fit(model, task, 'attention', preset='paper'" in recipe.python_lines(run)
+    assert "--method attention --preset paper" in (recipe.command(run) or "")
+    assert recipe.changed_training(run) == {}
+    run.config["method"] = {"name": "of another version", "options": {}}
+    assert "ji.JoLA(" in recipe.python_lines(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,9 @@ import numpy as np
 from jola_interp import config
 from jola_interp.edits.base import Site, unit_label
 from jola_interp.edits.jola import JoLA
+from jola_interp.methods.jola import SWITCHES
+from jola_interp.methods.registry import methods
+from jola_interp.methods.table import Method
 from jola_interp.tasks import task_names
 from jola_interp.tasks.local import LOCAL
 from jola_interp.tasks.suites import SUITES
@@ -17,14 +21,23 @@ from jola_interp.tasks.suites import SUITES
 if TYPE_CHECKING:
     from jola_interp.runs import Run
 
-_FLAGS = ("gates", "operations", "sites")
-"""Switches of an edit that the command line knows."""
 FOLDER = "path/to/benchmarks"
 
 
+def named_method(run: Run) -> Method | None:
+    """The method that the Run was made by, if it is one of the table's other than JoLA itself."""
+    record = run.config["method"]
+    if record is None or record["name"] == "jola" or record["name"] not in (known := methods()):
+        return None
+    return known[record["name"]](**record["options"])
+
+
 def changed_training(run: Run) -> dict[str, Any]:
-    """Training fields that differ from the preset's; the penalty is among them where its schedule is."""
+    """Training fields that differ from the preset's and the method's; the penalty is among them where its schedule
+    is."""
     usual, train = config.preset(run.config["preset"]).train.to_dict(), run.config["train"]
+    if (method := named_method(run)) is not None:
+        usual |= method.train
     differing = {name for name, value in train.items() if name not in usual or usual[name] != value}
     if "penalty_schedule" in differing:
         differing.add("penalty")  # a schedule given alone may bring another penalty than the preset's
@@ -43,7 +56,10 @@ def python_lines(run: Run) -> str:
     recorded, fields = run.config, changed_training(run)
     lines = ["import jola_interp as ji", "", _model_line(run), f"task = ji.load_task({_task_arguments(run)})"]
     arguments = ["model", "task"]
-    if switches := changed_edit(run):
+    if (method := named_method(run)) is not None:
+        options = "".join(f", {name}={value!r}" for name, value in _changed_options(method).items())
+        arguments.append(f"ji.method({method.name!r}{options})" if options else repr(method.name))
+    elif switches := changed_edit(run):
         start = config.preset(recorded["preset"]).edit
         named = "".join(f", {name}={value!r}" for name, value in {**start, **switches}.items())
         lines.append(f"edit = ji.JoLA(model.head_shape{named})")
@@ -55,8 +71,9 @@ def python_lines(run: Run) -> str:
 
 def command(run: Run) -> str | None:
     """The same as one command; None where the command line has no words for it."""
-    recorded, switches = run.config, changed_edit(run)
-    if recorded["model"]["source"] is None or switches.keys() - set(_FLAGS):
+    recorded, method = run.config, named_method(run)
+    options = _changed_options(method) if method is not None else changed_edit(run)
+    if recorded["model"]["source"] is None or method is None and options.keys() - SWITCHES.keys():
         return None
     task, sizes = recorded["task"]["name"], recorded["task"]["sizes"]
     words = ["jola-interp", "fit", "--model", recorded["model"]["source"], "--dtype", recorded["model"]["dtype"]]
@@ -64,12 +81,19 @@ def command(run: Run) -> str | None:
     words += ["--source", FOLDER] if _is_local_benchmark(run) else []
     for split, flag in (("train", "--n-train"), ("validation", "--n-validation"), ("test", "--n-test")):
         words += [flag, str(sizes[split])] if sizes[split] else []
-    for name, value in switches.items():
-        words += [f"--{name}", ",".join(value) if isinstance(value, list) else str(value)]
+    words += ["--method", method.name] if method is not None else []
+    for name, value in options.items():
+        text = ",".join(value) if isinstance(value, list) else json.dumps(value).strip('"')
+        words += ["--option", f"{name}={text}"]
     words += ["--preset", recorded["preset"], "--backend", recorded["backend"]]
     for name, value in changed_training(run).items():
         words += _flag(name, value)
     return shlex.join(words)
+
+
+def _changed_options(method: Method) -> dict[str, Any]:
+    usual = methods()[method.name].options
+    return {name: value for name, value in method.options.items() if usual[name] != value}
 
 
 def _flag(name: str, value: Any) -> list[str]:
