@@ -523,7 +523,8 @@ def _or_none(name: str, value: Any) -> Any:
 def _flag_type(hint: Any) -> Any:
     """The type of a flag that may be left out. Literals are checked by TrainConfig, which knows what is allowed."""
     if get_origin(hint) in (Union, types.UnionType):
-        hint = next(part for part in get_args(hint) if part is not types.NoneType)
+        parts = [part for part in get_args(hint) if part is not types.NoneType]
+        hint = float if float in parts else parts[0]  # a number of either kind reads as a float
     if get_origin(hint) is Literal:
         hint = str
     return hint | None

@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
+from jola_interp import budget
 from jola_interp.edits.base import PenaltyForm
 from jola_interp.prompts import check_wrapper
 from jola_interp.schedules import REFERENCE_PENALTY, LearningRateScheduleName, PenaltyScheduleName
@@ -68,6 +69,11 @@ class TrainConfig:
     """How λ moves over the steps."""
     penalty_warmup: float = 0.0
     """λ rises from 0 over these first steps: a share of all if below 1, else a number."""
+    target_heads: int | float | None = None
+    """A number of heads, or a share of them below 1: λ is then learned so that the smooth number of open heads falls to
+    it (over ``penalty_warmup``; 0 is three fifths of the steps in which gates train), ``penalty`` is only the scale
+    that it starts from, and exactly so many heads are kept where gates are fixed, which ``gate_share`` below 1 must say
+    when (see :mod:`jola_interp.budget`)."""
     additive_weight: float = 1.0
     """w_a, the weight of additive (and shared) gates in the ``mean`` form."""
     multiplicative_weight: float = 1.0
@@ -113,6 +119,7 @@ class TrainConfig:
         self._check_numbers()
         self._check_betas()
         self._check_words()
+        self._check_target()
 
     def _check_counts(self) -> None:
         for name in (
@@ -166,6 +173,21 @@ class TrainConfig:
         shapes = get_args(LearningRateScheduleName)
         known = self.gate_lr_schedule is None or self.gate_lr_schedule in shapes
         self._require("gate_lr_schedule", known, f"one of {', '.join(shapes)}, or None")
+
+    def _check_target(self) -> None:
+        """A budget on heads, and what it cannot go with."""
+        target = self.target_heads
+        if target is None:
+            return
+        self._require("target_heads", budget.is_target(target), f"{budget.ALLOWED}, or None")
+        object.__setattr__(self, "target_heads", int(target) if target >= 1 else float(target))
+        because = f" with target_heads={target}"
+        learned = f"{because}, which learns λ itself"
+        self._require("penalty_form", self.penalty_form == "mean", f'"mean"{learned}')
+        self._require("penalty_schedule", self.penalty_schedule == "constant", f'"constant"{learned}')
+        self._require("penalty", self.penalty > 0, f"a positive number{because}: it is the scale of λ")
+        # Without a hard phase the kept epoch could be one before the cut, and no vector would be trained as it is used.
+        self._require("gate_share", self.gate_share < 1, f"below 1{because}: the vectors train on after the cut")
 
     def _require(self, name: str, holds: bool, allowed: str) -> None:
         if not holds:

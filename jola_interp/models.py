@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 import weakref
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -57,6 +58,7 @@ class Model:
         name: how the model was named; no local path.
         source: what :func:`load_model` can load it from again; None for models that the caller brought.
         fingerprint: SHA-256 of the configuration and of the first and last o_proj, the same in fp32 and bf16.
+        options: what was passed on to ``from_pretrained``, but for the precision (``device_map``, ``revision``, …).
     """
 
     def __init__(
@@ -67,8 +69,10 @@ class Model:
         name: str,
         source: str | None = None,
         bridge: TransformerBridge | None = None,
+        options: Mapping[str, Any] | None = None,
     ):
         self.hf, self.tokenizer, self.name, self.source = hf, tokenizer, name, source
+        self.options = dict(options or {})
         self.prompt_mask: Tensor | None = None
         self.head_shape = _head_shape(hf.config)
         if bridge is not None:
@@ -309,7 +313,23 @@ def plain(model: Model) -> Model:
             "hand in load_model(path) of its checkpoint"
         )
     logger.info("loading %s anew: the one at hand has been booted by TransformerLens", model.name)
-    return load_model(model.source, tokenizer=model.tokenizer, device=model.device, dtype=model.dtype)
+    return anew(model)
+
+
+def anew(model: Model, dtype: str | torch.dtype | None = None) -> Model:
+    """The same checkpoint on the same device, with the same tokenizer and options, loaded once more.
+
+    Args:
+        model: with a ``source``.
+        dtype: in place of its own.
+
+    Raises:
+        ValueError: it was handed in, so that there is nowhere to load it from.
+    """
+    if model.source is None:
+        raise ValueError(f"{model.name} was handed in: there is nowhere to load it from")
+    wanted = model.dtype if dtype is None else dtype
+    return load_model(model.source, tokenizer=model.tokenizer, device=model.device, dtype=wanted, **model.options)
 
 
 def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
@@ -379,7 +399,9 @@ def _from_pretrained(
         raise _explained(error, name) from error
     if "device_map" not in options and "quantization_config" not in options:
         nn.Module.to(hf, target)
-    return Model(hf, tokenizer, name=name, source=source)
+    # What load_model finds out by itself, or is asked for anew, is not kept.
+    kept = {key: value for key, value in options.items() if key not in ("dtype", "torch_dtype", "gguf_file")}
+    return Model(hf, tokenizer, name=name, source=source, options=kept)
 
 
 def _explained(error: OSError, name: str) -> OSError:

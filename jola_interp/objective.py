@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jola_interp.batching import IGNORED, Batch, Encoded, answer_losses, batches_of, collate, pad_id
+from jola_interp.budget import HeadBudget
 from jola_interp.edits.base import Edit, Kind, PenaltyForm
 from jola_interp.models import Model
 from jola_interp.schedules import PenaltySchedule
@@ -77,11 +78,16 @@ class Objective:
 
     Args:
         form: which of the two; it also chooses the penalty's own normalisation (:meth:`Edit.penalty`).
-        schedule: how λ moves; :meth:`tick` moves it on.
+        schedule: how λ moves, by the steps (:meth:`tick` moves it on) or by the number of open heads.
         kind_weights: w_a and w_m.
     """
 
-    def __init__(self, form: PenaltyForm, schedule: PenaltySchedule, kind_weights: tuple[float, float] = (1.0, 1.0)):
+    def __init__(
+        self,
+        form: PenaltyForm,
+        schedule: PenaltySchedule | HeadBudget,
+        kind_weights: tuple[float, float] = (1.0, 1.0),
+    ):
         self.form, self.schedule, self.kind_weights = form, schedule, kind_weights
 
     def weights(self) -> dict[Kind, float]:

@@ -28,7 +28,7 @@ from jola_interp.models import Model, load_model
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMAT = 4
+FORMAT = 5
 """Version of the directory's layout; a newer one is refused, an older one brought up to date when it is read."""
 CONFIG_KEYS = {
     "format", "jola_interp", "identity", "status", "preset", "backend", "method", "model", "task", "edit", "train",
@@ -62,6 +62,7 @@ ADDED: dict[str, dict[str, Any]] = {
         "gate_lr_schedule": None,
         "gate_share": 1.0,
         "penalty_warmup": 0.0,
+        "target_heads": None,
     },
     "task": {"teacher": None},
 }
@@ -329,7 +330,8 @@ class Run:
         context = Context()
         if not self.edit.everywhere:
             raise ValueError(
-                f"fwd_hooks: the edit's scope is {self.edit.scope!r}, which needs the masks of a pass: use attach()"
+                f"fwd_hooks: this {type(self.edit).__name__} edits some tokens only, for which it needs the masks of a "
+                "pass: use attach()"
             )
         with torch.no_grad():
             context.prepared = self.edit.prepare(context, dtype or getattr(torch, self.config["model"]["dtype"]))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
-from jola_interp import _files, checkpoint, convergence
+from jola_interp import _files, budget, checkpoint, convergence
 from jola_interp._log import logger
 from jola_interp._version import __version__
 from jola_interp.activations import unit_rms
@@ -197,6 +197,7 @@ class _Plan:
             raise ValueError("the model has no tokenizer: load_model(model, tokenizer=...)")
         if edit.shape != model.head_shape:
             raise ValueError(f"the edit is made for {edit.shape}, {model.name} has {model.head_shape}")
+        self.heads = budget.heads_to_keep(edit, settings.target_heads)
         for split in ("train", "validation"):
             if not getattr(task, split):
                 raise ValueError(f"task {task.name!r}: the {split} split is empty")
@@ -330,7 +331,7 @@ class _Trainer:
                 self._restore(checkpoint.read(self.folder / "checkpoint", self.plan.identity))
         else:
             clear_run(self.folder)
-        started = time.perf_counter()
+        started, self.begun_at = time.perf_counter(), self.progress.step
         status = "finished"
         self.targets = self._targets()
         with self._attach() as attached, self._bar() as bar:
@@ -366,6 +367,8 @@ class _Trainer:
             every = self.settings.checkpoint_every
             if every and self.progress.step % every == 0:
                 self._write_checkpoint()
+        if self.progress.stopping and not self._gates_fixed:
+            self._keep_to_budget(last=True)
         self._validate()
         self.progress.epoch += 1
         self.progress.batch = 0
@@ -387,16 +390,18 @@ class _Trainer:
         """One optimiser step: one draw of the gates, shared by the micro-batches of ``group``."""
         rates = self._set_learning_rates()
         self.optimizer.zero_grad(set_to_none=True)
-        if self._gates_fixed:
+        fixed = self._gates_fixed
+        if fixed:
             self.attached.clear()
         else:
             self.attached.draw(self.gates_rng)
         ce = self._backward(group)
+        steered = self._steer()
         penalty_term = self.objective.penalty(self.edit)
         weights = self.objective.weights()
         if penalty_term.requires_grad:
             penalty_term.backward()
-        if self._gates_fixed:
+        if fixed:
             self._hold_gates()
         penalty = penalty_term.item()
         norm = self._clip(group)
@@ -404,7 +409,9 @@ class _Trainer:
         self.objective.tick(ce + penalty)
         self.progress.step += 1
         self.progress.batch += 1
-        scalars = {"ce": ce, "penalty": penalty, "loss": ce + penalty, "grad_norm": norm, **rates}
+        if not fixed:
+            self._keep_to_budget(last=self._gates_fixed)
+        scalars = {"ce": ce, "penalty": penalty, "loss": ce + penalty, "grad_norm": norm, **rates, **steered}
         scalars |= {f"lambda_{kind}": weights[kind] for _, kind in self.history.keys}
         self._after_step(scalars)
 
@@ -417,6 +424,25 @@ class _Trainer:
         """Without a gradient AdamW leaves a parameter, and its moments, alone."""
         for parameter in self.edit.parameter_groups().get("gates", []):
             parameter.grad = None
+
+    def _steer(self) -> dict[str, float]:
+        """Under a budget, let λ see how many heads are open; the target and that number, for the log."""
+        steering = self.objective.schedule
+        if not isinstance(steering, budget.HeadBudget):
+            return {}
+        count = float(budget.smooth_heads(cast(JoLA, self.edit).site("heads")).sum())
+        target = steering.target if self._gates_fixed else steering.observe(count)
+        return {"target_heads": target, "smooth_heads": count}
+
+    def _keep_to_budget(self, last: bool) -> None:
+        """Under a budget, keep gates within reach of λ; with the last step that they train in comes the cut to K."""
+        if self.plan.heads is None:
+            return
+        edit = cast(JoLA, self.edit)
+        if last:
+            budget.cut(edit.site("heads"), self.plan.heads, edit.inference)
+        else:
+            budget.hold(edit.site("heads"))
 
     def _backward(self, group: list[list[Encoded]]) -> float:
         """Mean cross-entropy over the answer tokens of all micro-batches, with its gradient accumulated."""
@@ -588,6 +614,7 @@ class _Trainer:
     def _timing(self, seconds: float) -> dict[str, Any]:
         return {
             "train_seconds": round(seconds, 3),
+            "steps": self.progress.step - self.begun_at,  # fewer than all where the training was resumed
             "host": platform.node(),
             "platform": platform.platform(),
             "torch": torch.__version__,
@@ -625,9 +652,19 @@ class _Trainer:
 
     def _objective(self) -> Objective:
         settings = self.settings
-        warmup = settings.penalty_warmup_steps(self.plan.n_steps)
-        schedule = PenaltySchedule(settings.penalty_schedule, settings.penalty, max(1, self.plan.n_steps), warmup)
-        return Objective(settings.penalty_form, schedule, (settings.additive_weight, settings.multiplicative_weight))
+        return Objective(
+            settings.penalty_form, self._schedule(), (settings.additive_weight, settings.multiplicative_weight)
+        )
+
+    def _schedule(self) -> PenaltySchedule | budget.HeadBudget:
+        """How λ moves: by the configuration's schedule, or by a budget on heads."""
+        settings, plan = self.settings, self.plan
+        warmup = settings.penalty_warmup_steps(plan.n_steps)
+        if plan.heads is None:
+            return PenaltySchedule(settings.penalty_schedule, settings.penalty, max(1, plan.n_steps), warmup)
+        falling = min(warmup or round(budget.ANNEAL * plan.gate_steps), plan.gate_steps)
+        total = int(self.edit.masks()["heads"].sum())
+        return budget.HeadBudget(plan.heads, total, settings.penalty, falling, settings.gate_lr)
 
     def _set_learning_rates(self) -> dict[str, float]:
         settings, n_steps = self.settings, self.plan.n_steps

@@ -25,6 +25,7 @@ FLOORS = {
     "selection": 2,
     "batching": 2,
     "schedules": 2,
+    "budget": 2,
     "training": 3,
     "methods": 3,
     "evaluation": 3,

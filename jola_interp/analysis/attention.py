@@ -340,12 +340,8 @@ def _acting(edit: JoLA, units: Sequence[tuple[int, int]]) -> tuple[int, ...]:
     """In how many layers below each unit an edit changes anything at inference."""
     moving = torch.zeros(edit.shape.layers, dtype=torch.bool)
     for site in edit.masks():
-        part = edit.site(site)
-        values = part.gate_values(edit.inference, {})
-        for operation in part.operations:
-            gated = part.gated(operation, values)
-            if gated is not None:
-                moving |= gated.detach().ne(0).flatten(1).any(1).cpu()
+        for gated in edit.at_inference(site).values():
+            moving |= gated.ne(0).flatten(1).any(1).cpu()
     return tuple(int(moving[:layer].sum()) for layer, _ in units)
 
 

@@ -18,8 +18,9 @@ from jaxtyping import Float
 
 from jola_interp import selection
 from jola_interp.analysis.effects import Effects, Gate
-from jola_interp.analysis.ranking import gate_key, stored
+from jola_interp.analysis.ranking import gate_key
 from jola_interp.analysis.summary import title_of
+from jola_interp.analysis.tables import stored
 from jola_interp.analysis.usage import Usage
 from jola_interp.evaluation.metrics import RESAMPLES, middle
 from jola_interp.runs import Run

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
 from jola_interp import selection
@@ -163,14 +162,10 @@ def norms(run: Run, site: Site = "heads") -> dict[str, Float[np.ndarray, "layer 
 
     ‖a‖ and ‖m‖ alone are not shown: only the products act, so a gate and its vector can trade a factor.
     """
-    mask, part = _mask(run, site), run.edit.site(site)
-    with torch.no_grad():
-        values = part.gate_values(run.edit.inference, {})
-        acting = {name: part.gated(name, values) for name in part.operations}
+    mask = _mask(run, site)
     return {
         _SYMBOLS[name]: np.where(mask, vector.cpu().norm(dim=-1).numpy(), np.nan).astype(np.float32)
-        for name, vector in acting.items()
-        if vector is not None
+        for name, vector in run.edit.at_inference(site).items()
     }
 
 
@@ -301,8 +296,7 @@ def _mask(run: Run, site: Site) -> np.ndarray:
 
 def _group(run: Run, site: Site) -> int:
     """Query heads per key-value head, where heads share one."""
-    shape = run.edit.shape
-    return shape.heads // shape.kv_heads if site == "heads" and shape.kv_heads < shape.heads else 0
+    return run.edit.shape.group if site == "heads" else 0
 
 
 def _categories(kinds: list[str]) -> tuple[int, ...]:

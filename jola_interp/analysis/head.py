@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,14 +15,12 @@ from jola_interp.analysis.effects import Effects
 from jola_interp.analysis.readout import Readout
 from jola_interp.analysis.shifts import NOTIONS, Shifts
 from jola_interp.analysis.summary import gates_at, percent, undecided
-from jola_interp.analysis.tables import NotMeasuredError, load_table
+from jola_interp.analysis.tables import stored
 from jola_interp.analysis.usage import KINDS, Usage
 from jola_interp.edits.base import Site, unit_label
 
 if TYPE_CHECKING:
     from jola_interp.runs import Run
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ def _use(log_alphas: selection.LogAlphas, unit: tuple[int, int], rule: str) -> s
 
 
 def _size(run: Run, unit: tuple[int, int]) -> Iterator[Fact]:
-    found = _table(run, "usage", Usage)
+    found = stored(run, "usage", Usage)
     if found is None:
         yield _missing("writes", "usage")
         return
@@ -76,7 +74,7 @@ def _size(run: Run, unit: tuple[int, int]) -> Iterator[Fact]:
 
 
 def _shift(run: Run, unit: tuple[int, int]) -> Iterator[Fact]:
-    found = _table(run, "shifts", Shifts)
+    found = stored(run, "shifts", Shifts)
     if found is None:
         yield _missing("moves", "shifts")
         return
@@ -85,7 +83,7 @@ def _shift(run: Run, unit: tuple[int, int]) -> Iterator[Fact]:
 
 
 def _written(run: Run, label: str) -> Iterator[Fact]:
-    found = _table(run, "readout", Readout)
+    found = stored(run, "readout", Readout)
     if found is None:
         yield _missing("readout", "readout")
         return
@@ -97,19 +95,12 @@ def _written(run: Run, label: str) -> Iterator[Fact]:
         yield Fact("readout", "not among the heads that write most")
 
 
-def _table(run: Run, name: str, kind: type[T]) -> T | None:
-    try:
-        return load_table(run, name, kind)
-    except NotMeasuredError:
-        return None
-
-
 def _missing(fact: str, part: str) -> Fact:
     return Fact(fact, f"not measured (jola-interp analyse RUN --part {part})")
 
 
 def _effect(run: Run, label: str) -> Iterator[Fact]:
-    effects = _table(run, "effects", Effects)
+    effects = stored(run, "effects", Effects)
     if effects is None:
         yield _missing("loss without it", "effects")
         return

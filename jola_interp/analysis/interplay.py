@@ -145,7 +145,7 @@ def effect_sheet(effects: Effects, shape: HeadShape | None = None, title: str = 
         raise ValueError("effects: no gate at heads, so there is no layer × head map of them")
     layers = 1 + max(effects.gates[i].layer for i in heads) if shape is None else shape.layers
     units = 1 + max(effects.gates[i].unit for i in heads) if shape is None else shape.heads
-    group = 0 if shape is None or shape.kv_heads == shape.heads else shape.heads // shape.kv_heads
+    group = 0 if shape is None else shape.group
     ends = reach("signed", effects.effect[effects.measured])
     kinds = dict.fromkeys(effects.gates[i].kind for i in heads)
     panels = tuple(_effect_map(effects, kind, (layers, units), ends, group) for kind in kinds)

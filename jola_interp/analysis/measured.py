@@ -78,8 +78,9 @@ def analyse(
 ) -> dict[str, Any]:
     """Measure what the figures of a Run need, and keep it in ``<run>/analysis/``.
 
-    A table that is there for this edit, these rows (or more of them) and this model is read, not measured again. Under
-    "all" a part that does not apply to the edit is left out, and the log says why.
+    A table that is there for this edit, its inference gate and scope, these rows (or more of them), this model, the
+    same options and this version of the package is read, not measured again. Under "all" a part that does not apply to
+    the edit is left out, and the log says why.
 
     Args:
         run: whose.
@@ -118,11 +119,14 @@ def analyse(
 
 def _measured(run: Run, task: Task, model: Model, part: Measurement, rows: int, overwrite: bool) -> Any:
     dtype = {"dtype": "float32"} if part.precise and model.source is not None else {}
-    measured_on = about(run, task, model, rows=rows, **part.options) | dtype
+    measured_on = about(run, task, model, part.compute, **{**part.options, "rows": rows}) | dtype
     kept = about_table(run, part.name)
-    if not overwrite and {**kept, "rows": rows} == measured_on and kept["rows"] >= rows:  # a dear table stays
+    differing = sorted(key for key in {**kept, **measured_on} if kept.get(key) != measured_on.get(key))
+    if kept and not overwrite and set(differing) <= {"rows"} and kept.get("rows", 0) >= rows:  # a dear table stays
         return load_table(run, part.name, part.kind)
     logger.info("analyse: %s %s", part.name, part.question)
+    if kept:
+        logger.info("analyse: the kept table %s has another %s", part.name, ", ".join(differing) or "state")
     target = precise(model) if part.precise else model
     table = even_without_restarts(part.compute, run, task, target, rows=rows, **part.options)
     save_table(run, part.name, table, measured_on)

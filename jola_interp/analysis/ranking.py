@@ -31,7 +31,7 @@ from jola_interp.analysis.effects import (
 )
 from jola_interp.analysis.rows import Rows, Split, prepared
 from jola_interp.analysis.summary import title_of
-from jola_interp.analysis.tables import NotMeasuredError, about_table, load_table
+from jola_interp.analysis.tables import about_table, stored
 from jola_interp.analysis.usage import KINDS, Usage, usage
 from jola_interp.backends import Attachment, BackendName, attach
 from jola_interp.backends.restart import Recording, recorded, restarted
@@ -591,14 +591,6 @@ def _require_integers(**given: tuple[Any, int]) -> None:
     for name, (value, least) in given.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{name} must be an integer ≥ {least}; got {value!r}")
-
-
-def stored(run: Run, name: str, kind: type[Any]) -> Any:
-    """A kept table of this edit; None if there is none."""
-    try:
-        return load_table(run, name, kind)
-    except NotMeasuredError:
-        return None
 
 
 def gate_key(gate: Gate) -> tuple[str, str, int, int]:

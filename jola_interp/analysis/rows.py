@@ -18,7 +18,7 @@ from jola_interp.backends.restart import blocks
 from jola_interp.batching import Batch, Encoded, batches_of, collate, encode_examples, pad_id
 from jola_interp.edits.base import Context, Site
 from jola_interp.edits.jola import JoLA
-from jola_interp.models import Model, load_model
+from jola_interp.models import Model, anew
 from jola_interp.runs import Run
 from jola_interp.tasks import Example, Task, load_task
 
@@ -110,9 +110,12 @@ def same_task(run: Run, task: str | Path | Task | None) -> Task:
 
 
 def precise(model: Model) -> Model:
-    """The same weights in float32, loaded again where the model knows where from; else the model as it is."""
+    """The same weights in float32, loaded again where the model knows where from; else the model as it is.
+
+    Tokenizer, device and what it was loaded with (``device_map``, ``revision``, ``attn_implementation``, …) stay.
+    """
     known = model.source is not None and model.dtype != torch.float32
-    return load_model(model.source, dtype="float32") if known else model
+    return anew(model, "float32") if known else model
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +146,7 @@ class Seen:
 
 
 @torch.no_grad()
-def watched(rows: Rows, batch_size: int = 4, *, other: JoLA | None = None) -> Iterator[Seen]:
+def watched(rows: Rows, batch_size: int = 4, *, edit: JoLA | None = None, other: JoLA | None = None) -> Iterator[Seen]:
     """Run the base and the edited model over all rows and hand out what each batch showed.
 
     Nothing of a batch is kept here once the next is asked for. A batch takes layers · batch_size · positions ·
@@ -152,6 +155,7 @@ def watched(rows: Rows, batch_size: int = 4, *, other: JoLA | None = None) -> It
     Args:
         rows: what is read, and by whom.
         batch_size: rows in one pass.
+        edit: in place of the Run's.
         other: another edit (a control), which has an edited pass of its own.
 
     Raises:
@@ -160,9 +164,9 @@ def watched(rows: Rows, batch_size: int = 4, *, other: JoLA | None = None) -> It
     """
     require_heads(rows.run)
     edits = [
-        edit.restricted().to(rows.model.device).requires_grad_(False)
-        for edit in (rows.run.edit, other)
-        if edit is not None
+        one.restricted().to(rows.model.device).requires_grad_(False)
+        for one in (rows.run.edit if edit is None else edit, other)
+        if one is not None
     ]
     for places, batch in rows.batches(batch_size):
         yield _seen(rows, edits, places, batch)

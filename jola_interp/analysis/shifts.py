@@ -46,8 +46,12 @@ LAYER_MEASURES: tuple[LayerMeasure, ...] = get_args(LayerMeasure)
 CLASSES = ("first", "prompt", "answer")
 """The first token of a row, on which much of the attention rests, is in a class of its own."""
 KINDS = ("first", "special", "word start", "word continuation", "digit", "punctuation", "space or newline")
+MEANS = ("mean", "layer_mean", "position", "answer", "kind")
+"""Fields that are kept of every random edit."""
 SOURCES = ("local", "total", "random_local", "random_total")
-"""Keys of the tables: the Run's edit, and one of random directions with the same norms and gates, passed alike."""
+"""Keys of the tables: the Run's edit, and edits of random directions with the same norms and gates, passed alike."""
+PLANES_BY = "local ‖Δz‖/‖z‖"
+"""What the heads with planes are the largest of; tables of earlier versions have those that write most."""
 RMS_ROWS = 8
 """Rows from which rms(z) is taken to choose the heads whose planes are kept."""
 
@@ -87,7 +91,7 @@ class Plane:
 
 @dataclass(frozen=True, eq=False)
 class Shifts:
-    """How far activations move, with the same for a random edit.
+    """How far activations move, with the same for random edits: means over a few draws, and each draw.
 
     Mappings have the keys of :data:`SOURCES`. A ratio or cosine that a token does not have (‖z‖ = 0) is left out of its
     mean; NaN stands where no token is left.
@@ -106,8 +110,10 @@ class Shifts:
         answer_bins, answer_tokens, answer: the same by place from the answer's start (0 is its first token); first
             tokens of rows are left out.
         kind_tokens, kind: the same by kind of token, :data:`KINDS`.
-        plane_heads: labels of the heads with planes, the largest edit first.
+        plane_heads: labels of the heads with planes, the largest first.
         plane_arrays: fields of their :class:`Plane`, stacked; see :attr:`planes`.
+        planes_by: what they are the largest of; None: of what they write, as earlier versions chose them.
+        draws: "mean/random_local" and so on to that array for every random edit, [draw, …]; None: there was one.
     """
 
     title: str
@@ -132,6 +138,8 @@ class Shifts:
     kind: Mapping[str, Float[np.ndarray, "kind layer"]] = field(repr=False)
     plane_heads: tuple[str, ...]
     plane_arrays: Mapping[str, np.ndarray] = field(repr=False)
+    planes_by: str | None = None
+    draws: Mapping[str, np.ndarray] | None = field(default=None, repr=False)
 
     @property
     def labels(self) -> np.ndarray:
@@ -141,7 +149,7 @@ class Shifts:
 
     @property
     def planes(self) -> tuple[Plane, ...]:
-        """One per head that was asked for, the largest edit first."""
+        """One per head that was asked for, the largest first."""
         arrays, found = self.plane_arrays, []
         for place, label in enumerate(self.plane_heads):
             layer, head = (int(number) for number in label[1:].split("H"))
@@ -162,9 +170,33 @@ class Shifts:
         """The mean of one measure of what all heads of a layer write together."""
         return np.asarray(self.layer_mean[source_of(which, random)][LAYER_MEASURES.index(measure)])
 
+    def drawn(self, name: str, which: Notion) -> Float[np.ndarray, "draw ..."]:
+        """One of the fields that are means, such as ``position``, under every random edit."""
+        source = source_of(which, random=True)
+        known = self.draws or {}
+        return np.asarray(known.get(f"{name}/{source}", getattr(self, name)[source][None]))
+
+    def beyond(self, which: Notion, measure: Measure) -> tuple[int, int]:
+        """Heads whose mean over prompt and answer tokens no random edit reaches from either side; and of how many."""
+        own = self.pooled(which, measure)
+        random = np.stack([self._pooled(one[MEASURES.index(measure)][1:]) for one in self.drawn("mean", which)])
+        known = np.isfinite(own) & np.isfinite(random).all(0) & ((own != 0) | (random != 0).any(0))
+        rounding = 1e-4 * np.abs(random).max(0)  # offsets alone are as long by construction
+        outside = (own < random.min(0) - rounding) | (own > random.max(0) + rounding)
+        return int((outside & known).sum()), int(known.sum())
+
+    def random_words(self) -> str:
+        """What the random edits are, and how many."""
+        count = len(self.drawn("mean", "local"))
+        several = f"mean of {count} draws; bands and thin bars: from the least to the largest"
+        draws = several if count > 1 else "one draw"
+        return f"Random directions: edits with the same norms and gates, passed alike ({draws})."
+
     def pooled(self, which: Notion, measure: Measure, *, random: bool = False) -> Float[np.ndarray, "layer head"]:
         """A mean over prompt and answer tokens together, first tokens left out."""
-        values = self.of(which, measure, random=random)[1:]
+        return self._pooled(self.of(which, measure, random=random)[1:])
+
+    def _pooled(self, values: Float[np.ndarray, "2 layer head"]) -> Float[np.ndarray, "layer head"]:
         weights = np.where(np.isfinite(values), self.tokens[1:, None, None], 0).astype(float)
         total = weights.sum(0)
         sums = (np.nan_to_num(values) * weights).sum(0)
@@ -240,13 +272,15 @@ def shifts(
     tokens: int = 300,
     batch_size: int = 4,
     seed: int = 0,
+    controls: int = 5,
 ) -> Shifts:
-    """‖Δz‖/‖z‖, cos(z, z') and ‖Δz W_O‖/‖stream‖ of every head, local and total, beside those of a random edit.
+    """‖Δz‖/‖z‖, cos(z, z') and ‖Δz W_O‖/‖stream‖ of every head, local and total, beside those of random edits.
 
     Three passes over the rows: the base model, the edited one, and one under an edit whose vectors have the same norms
-    in random directions, with the same gates. ‖Δz_h W_O‖ is √(Δz_h G_h Δz_hᵀ) with G = W_O W_Oᵀ in float32. Where an
-    architecture has a further norm behind W_O (Gemma 3, OLMo 2), what is told is what reaches that norm. In bfloat16
-    rounding alone moves a head by some thousandths of its norm: hand in the model in float32 for smaller shifts.
+    in random directions, with the same gates; and two more for every further draw of that. ‖Δz_h W_O‖ is
+    √(Δz_h G_h Δz_hᵀ) with G = W_O W_Oᵀ in float32. Where an architecture has a further norm behind W_O (Gemma 3,
+    OLMo 2), what is told is what reaches that norm. In bfloat16 rounding alone moves a head by some thousandths of its
+    norm: hand in the model in float32 for smaller shifts.
 
     Args:
         run: whose kept edit is measured, at the gates of inference.
@@ -254,15 +288,18 @@ def shifts(
         model: None is the Run's own.
         split: ``test`` or ``validation``.
         rows: the first so many rows of it.
-        heads: how many heads to keep a plane for: those that write most, by ‖g_a·a W_O‖ + rms(z)·‖diag(g_m·m) W_O‖_F.
+        heads: how many heads to keep a plane for: those with the largest local ‖Δz‖/‖z‖, which the maps show, taken
+            from rms(z) of a few rows as (‖g_a·a‖²/rms(z)² + ‖g_m·m‖²)^½/√d_head.
         tokens: how many tokens, evenly drawn from prompts and answers, a plane shows at most.
         batch_size: rows in one pass.
         seed: of the random directions.
+        controls: how many draws of them.
 
     Raises:
         ValueError: a field outside its range, an empty split, or an edit that does not act on heads.
     """
     least = {"heads": (heads, 0), "tokens": (tokens, 1), "batch_size": (batch_size, 1), "seed": (seed, 0)}
+    least["controls"] = (controls, 1)
     for name, (value, low) in least.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < low:
             raise ValueError(f"{name} must be an integer ≥ {low}; got {value!r}")
@@ -272,6 +309,11 @@ def shifts(
     for seen in watched(read, batch_size, other=random_control(run.edit, seed)):
         tally.add(seen)
         del seen  # before the next passes begin
+    for further in range(1, controls):
+        tally.begin()
+        for seen in watched(read, batch_size, edit=random_control(run.edit, seed + further)):
+            tally.add_random(seen)
+            del seen
     return tally.table(split)
 
 
@@ -289,7 +331,8 @@ class _Tally:
         groups |= {"position": len(self.places.position_bins), "answer": len(self.places.answer_bins)}
         self.counts = {name: np.zeros(size, dtype=np.int64) for name, size in groups.items()}
         self.moves = {source: _Moves(groups, read.run.edit) for source in SOURCES}
-        self.planes = _Planes(read, self.grams, heads, tokens)
+        self.groups, self.draws = groups, [self.moves]
+        self.planes = _Planes(read, heads, tokens)
 
     def add(self, seen: Seen) -> None:
         """Count a batch in."""
@@ -303,18 +346,38 @@ class _Tally:
             "random_local": (seen.other_before, seen.other_after),
             "random_total": (seen.base, seen.other_after),
         }
+        self._count(seen, groups, pairs)
+        self.planes.add(seen, groups["class"])
+
+    def begin(self) -> None:
+        """What is added from now on is of another random edit."""
+        self.draws.append({source: _Moves(self.groups, self.read.run.edit) for source in SOURCES[2:]})
+
+    def add_random(self, seen: Seen) -> None:
+        """Count in a batch whose edited pass is under a random edit."""
+        pairs = {"random_local": (seen.before, seen.after), "random_total": (seen.base, seen.after)}
+        self._count(seen, self.places.of(seen), pairs)
+
+    def _count(
+        self,
+        seen: Seen,
+        groups: Mapping[str, Int[Tensor, " token"]],
+        pairs: Mapping[str, tuple[list[Tensor], list[Tensor]]],
+    ) -> None:
+        """z and z' of each pair, a layer at a time."""
         for layer in self.layers:
             weights = output_weights(self.read.model, layer)
             stream = _tokens(seen.residual[layer], seen.real)
             for source, (old, new) in pairs.items():
                 z, edited = _tokens(old[layer], seen.real), _tokens(new[layer], seen.real)
-                self.moves[source].add(layer, groups, z, edited, stream, weights, self.grams[layer])
-        self.planes.add(seen, groups["class"])
+                self.draws[-1][source].add(layer, groups, z, edited, stream, weights, self.grams[layer])
 
     def table(self, split: str) -> Shifts:
         """What was summed up."""
         edit, places = self.read.run.edit, self.places
-        shape, moves = edit.shape, self.moves
+        means = {source: _means([one[source] for one in self.draws if source in one]) for source in SOURCES}
+        pooled = {name: {source: _mean(one[name]) for source, one in means.items()} for name in means["local"]}
+        random = {f"{name}/{source}": means[source][name] for source in SOURCES[2:] for name in MEANS}
         return Shifts(
             title=title_of(self.read.run),
             split=split,
@@ -322,22 +385,18 @@ class _Tally:
             dtype=str(self.read.model.dtype).removeprefix("torch."),
             normalised=any(hasattr(block, name) for block in blocks(self.read.model) for name in POST_NORMS),
             mask=edit.site("heads").mask.cpu().numpy(),
-            group=shape.heads // shape.kv_heads if shape.kv_heads < shape.heads else 0,
+            group=edit.shape.group,
             tokens=self.counts["class"],
-            mean={name: np.moveaxis(one.heads.mean(), 2, 0) for name, one in moves.items()},
-            sd={name: np.moveaxis(one.heads.sd(), 2, 0) for name, one in moves.items()},
-            layer_mean={name: np.moveaxis(one.layers.mean(), 2, 0) for name, one in moves.items()},
-            layer_sd={name: np.moveaxis(one.layers.sd(), 2, 0) for name, one in moves.items()},
             position_bins=places.position_bins,
             position_tokens=self.counts["position"],
-            position={name: one.whole["position"].mean() for name, one in moves.items()},
             answer_bins=places.answer_bins,
             answer_tokens=self.counts["answer"],
-            answer={name: one.whole["answer"].mean() for name, one in moves.items()},
             kind_tokens=self.counts["kind"],
-            kind={name: one.whole["kind"].mean() for name, one in moves.items()},
             plane_heads=self.planes.labels,
             plane_arrays=self.planes.arrays(),
+            planes_by=PLANES_BY,
+            draws=random if len(self.draws) > 1 else None,
+            **pooled,
         )
 
 
@@ -397,6 +456,29 @@ class _Moves:
         whole = (moved.sum(1) / size.sum(1)).sqrt()
         for name, sums in self.whole.items():
             sums.add(layer, groups[name], whole)
+
+    def means(self) -> dict[str, np.ndarray]:
+        """The fields of :class:`Shifts` that are made of these sums."""
+        return {
+            "mean": np.moveaxis(self.heads.mean(), 2, 0),
+            "sd": np.moveaxis(self.heads.sd(), 2, 0),
+            "layer_mean": np.moveaxis(self.layers.mean(), 2, 0),
+            "layer_sd": np.moveaxis(self.layers.sd(), 2, 0),
+            **{name: sums.mean() for name, sums in self.whole.items()},
+        }
+
+
+def _means(draws: Sequence[_Moves]) -> dict[str, np.ndarray]:
+    """The fields of :class:`Shifts` for one source, [draw, …]."""
+    found = [one.means() for one in draws]
+    return {name: np.stack([one[name] for one in found]) for name in found[0]}
+
+
+def _mean(draws: Float[np.ndarray, "draw ..."]) -> np.ndarray:
+    """Over draws that have a value; NaN where none has."""
+    known = np.isfinite(draws)
+    sums = np.where(known, draws, 0).sum(0)
+    return np.asarray(np.divide(sums, known.sum(0), out=np.full(sums.shape, np.nan), where=known.any(0)))
 
 
 def _dot(x: Float[Tensor, "*token width"], y: Float[Tensor, "*token width"]) -> Float[Tensor, "*token"]:
@@ -506,10 +588,10 @@ def _text_kind(token: int, tokenizer: PreTrainedTokenizerBase) -> tuple[str, boo
 class _Planes:
     """Covariance of a few heads' base activations, and their z and z' at a few tokens."""
 
-    def __init__(self, read: Rows, grams: Sequence[Tensor], heads: int, tokens: int):
+    def __init__(self, read: Rows, heads: int, tokens: int):
         edit = read.run.edit
         self.offsets = _gated(edit, "additive")
-        self.heads = _largest(read, grams, self.offsets, heads) if heads else []
+        self.heads = _largest(read, self.offsets, heads) if heads else []
         width = edit.shape.d_head
         self.labels = tuple(unit_label("heads", layer, head) for layer, head in self.heads)
         self.slots, count = _drawn([len(row.ids) for row in read.encoded], tokens)
@@ -607,24 +689,20 @@ def _drawn(lengths: Sequence[int], most: int) -> tuple[dict[int, list[tuple[int,
     return slots, len(picks)
 
 
-def _largest(
-    read: Rows, grams: Sequence[Tensor], offsets: Float[Tensor, "layer head d_head"], most: int
-) -> list[tuple[int, int]]:
-    """The heads with the largest ‖g_a·a W_O‖ + rms(z)·‖diag(g_m·m) W_O‖_F, the largest first; none of 0."""
+def _largest(read: Rows, offsets: Float[Tensor, "layer head d_head"], most: int) -> list[tuple[int, int]]:
+    """The heads with the largest (‖g_a·a‖²/rms(z)² + ‖g_m·m‖²)^½, the largest first; none of 0.
+
+    Over √d_head that is the root of E‖Δz‖²/E‖z‖² if the components of z are of one size and 0 in the mean. What a head
+    writes is another order: W_O may make much of a head that hardly moves.
+    """
     scales = _gated(read.run.edit, "multiplicative")
     rms = unit_rms(read.model, read.encoded[:RMS_ROWS], ("heads",), read.backend)["heads"].nan_to_num(1.0).cpu()
-    gram = torch.stack([one.cpu() for one in grams])  # [layer, head, d_head, d_head]
-    added = torch.einsum("lhd,lhde,lhe->lh", offsets, gram, offsets).clamp(min=0).sqrt()
-    scaled = (scales.square() * gram.diagonal(dim1=-2, dim2=-1)).sum(-1).sqrt()
-    sizes = (added + rms * scaled).numpy()
+    squares = offsets.square().sum(-1) / rms.square().clamp(min=torch.finfo(torch.float32).tiny)
+    sizes = (squares + scales.square().sum(-1)).where(rms > 0, torch.zeros(())).numpy()
     order = np.argsort(-sizes, axis=None, kind="stable")[:most]
     return [divmod(int(i), sizes.shape[1]) for i in order if sizes.flat[i] > 0]
 
 
 def _gated(edit: JoLA, operation: Literal["additive", "multiplicative"]) -> Float[Tensor, "layer head d_head"]:
     """g·v of every head at inference, 0 where there is none."""
-    part = edit.site("heads")
-    found = part.gated(operation, part.gate_values(edit.inference, {}))
-    if found is None:
-        return torch.zeros(*edit.shape.units("heads"))
-    return found.detach().cpu().float()
+    return edit.at_inference("heads").get(operation, torch.zeros(edit.shape.units("heads"))).cpu().float()

@@ -7,9 +7,10 @@ A table is a frozen dataclass of arrays, mappings of arrays, tuples of dataclass
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 
 from jola_interp import _files
+from jola_interp._version import __version__
 from jola_interp.runs import ANALYSIS, edit_digest
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from jola_interp.tasks import Task
 
 FORMAT = 1
+SETTINGS = ("inference", "scope")
+"""Switches of an edit that its tensors do not hold, and on which what is measured depends."""
 T = TypeVar("T")
 
 
@@ -32,10 +36,27 @@ class NotMeasuredError(ValueError):
     """A table that a Run does not hold, or that was measured on another edit; says how to measure it."""
 
 
-def about(run: Run, task: Task, model: Model, **options: Any) -> dict[str, Any]:
-    """What a table is measured on, JSON-ready: where it differs, another table is needed."""
-    known = {"edit": edit_digest(run.edit), "task": task.name, "rows_of": task.fingerprint}
-    return {**known, "model": model.fingerprint, "dtype": str(model.dtype).removeprefix("torch."), **options}
+def about(run: Run, task: Task, model: Model, by: Callable[..., Any] | None = None, **options: Any) -> dict[str, Any]:
+    """What a table is measured on, with and by, JSON-ready: where it differs, another table is needed.
+
+    Args:
+        run, task, model: the edit, its inference gate and scope; rows; weights and their precision.
+        by: the function that measures it; those of its options that are not given are recorded as it has them.
+        **options: what it is given.
+    """
+    known = {"edit": edit_digest(run.edit), **_settings(run), "task": task.name, "rows_of": task.fingerprint}
+    known |= {"model": model.fingerprint, "dtype": str(model.dtype).removeprefix("torch."), "version": __version__}
+    return dict(_plain({**known, **({} if by is None else _defaults(by)), **options}))
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    return {name: value for name, value in run.edit.settings().items() if name in SETTINGS}
+
+
+def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
+    """The options of a function, which are its arguments by name alone."""
+    found = inspect.signature(function).parameters.values()
+    return {one.name: one.default for one in found if one.kind is one.KEYWORD_ONLY and one.default is not one.empty}
 
 
 def save_table(run: Run, name: str, table: Any, measured_on: Mapping[str, Any]) -> Path:
@@ -64,9 +85,19 @@ def load_table(run: Run, name: str, kind: type[T]) -> T:
     command = f"jola-interp analyse RUN --part {name}"
     if not file.exists():
         raise NotMeasuredError(f"{run.path} holds no table {name!r}: measure it with ji.analyse(run) or {command}")
-    if about_table(run, name).get("edit") != edit_digest(run.edit):
+    told, own = about_table(run, name), {"edit": edit_digest(run.edit), **_settings(run)}
+    # Earlier versions did not tell of settings.
+    if told.get("edit") != own["edit"] or any(told.get(key, value) != value for key, value in own.items()):
         raise NotMeasuredError(f"{file} was measured on another edit than this Run's: measure it anew with {command}")
     return read_table(kind, file)
+
+
+def stored(run: Run, name: str, kind: type[T]) -> T | None:
+    """The same; None where :func:`load_table` would refuse."""
+    try:
+        return load_table(run, name, kind)
+    except NotMeasuredError:
+        return None
 
 
 def about_table(run: Run, name: str) -> dict[str, Any]:
@@ -100,7 +131,8 @@ def read_table(kind: type[T], file: Path) -> T:
 
     Raises:
         ValueError: another table.
-        NotMeasuredError: another format, or other fields: another version of this package wrote it.
+        NotMeasuredError: another format, or other fields: another version of this package wrote it. A field that may be
+            None is None where an earlier version did not measure it.
     """
     header = _header(file)
     if header["table"] != kind.__name__:
@@ -108,7 +140,8 @@ def read_table(kind: type[T], file: Path) -> T:
     tensors = {name: value.numpy() for name, value in _files.read_tensors(file).items()}
     types = typing.get_type_hints(kind)
     known = {*header["plain"], *header["maps"], *(name for name in tensors if "." not in name)} - {"_"}
-    if header["format"] != FORMAT or known != set(types):
+    later = {field.name for field in dataclasses.fields(kind) if field.default is None}  # type: ignore[arg-type]
+    if header["format"] != FORMAT or known - set(types) or set(types) - known - later:
         raise NotMeasuredError(f"{file}: another version of jola_interp measured it: measure it anew")
     values: dict[str, Any] = {}
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
@@ -116,7 +149,7 @@ def read_table(kind: type[T], file: Path) -> T:
             values[field.name] = _rebuilt(types[field.name], header["plain"][field.name])
         elif field.name in header["maps"]:
             values[field.name] = {key: tensors[f"{field.name}.{key}"] for key in header["maps"][field.name]}
-        else:
+        elif field.name in known:
             values[field.name] = tensors[field.name]
     return kind(**values)
 

@@ -61,6 +61,16 @@ def visible(text: str) -> str:
     return CARRIER + shown if unicodedata.category(text[0]).startswith("M") else shown
 
 
+def token_name(token: int, tokenizer: PreTrainedTokenizerBase | None) -> str:
+    """One token by itself, visibly, with the space that it begins with; "#151700" where the tokenizer has none."""
+    if tokenizer is None or token >= len(tokenizer) or (piece := tokenizer.convert_ids_to_tokens(token)) is None:
+        return f"#{token}"
+    text = _decoded([token], tokenizer)
+    if str(piece).startswith("▁") and not text.startswith(" "):  # SentencePiece drops the space of a first token
+        text = f" {text}"
+    return visible(str(piece) if not text or BROKEN in text else text)
+
+
 def _shown(character: str, inside: bool) -> str:
     if character in SIGNS:
         return SIGNS[character]

@@ -41,6 +41,7 @@ Place = Literal["head", "stream"]
 GateName = Literal["inference", "expected"]
 By = Literal["additive", "multiplicative", "both"]
 Measure = Literal["absolute", "squared"]
+"""Of sizes; a share of gates is by ``count``."""
 KINDS: tuple[Operation, ...] = ("additive", "multiplicative")
 OTHERS, FIRST = 0, 1
 """Places of all other and of first tokens in arrays."""
@@ -99,15 +100,21 @@ class Training:
 class Share:
     """The additive share of what the edit writes: Σ s_a / (Σ s_a + Σ s_m) over gates that act, s a size or its square.
 
+    Or of the gates that a rule counts as open: s is 1 where it is. Heads are the units either way, and intervals are of
+    this Run, not over seeds.
+
     Attributes:
-        measure: ``absolute`` (s is the size) or ``squared``.
-        value, low, high: the share, and its 95 % bootstrap interval over heads (of this Run: not over seeds).
-        null: its mean where kinds are exchanged at random among the gates that act: their additive share by number.
-        p: of a share as far from ``null``, by permutation; 1 where gates of one kind alone act.
-        heads, gates: how many act. All shares are NaN where none does, or nothing is written.
+        measure: ``absolute`` (s is the size), ``squared``, or ``count``.
+        value, low, high: the share, and its 95 % interval: of sizes a bootstrap over heads, of the count the exact
+            binomial one (Clopper and Pearson) of the heads with one kind alone, given those with both.
+        null: its mean where kinds are exchanged at random: of sizes among the gates that act, which is their additive
+            share by number; of the count 1/2.
+        p: of a share as far from ``null``: of sizes by permutation, 1 where gates of one kind alone act; of the count
+            by the binomial of the heads with one kind alone (McNemar's test, exact).
+        heads, gates: how many act, or are open. All shares are NaN where none does, or nothing is written.
     """
 
-    measure: Measure
+    measure: Measure | Literal["count"]
     value: float
     low: float
     high: float
@@ -206,7 +213,15 @@ class Usage:
 
     def open(self, kind: Operation) -> int:
         """How many gates of a kind the rule counts as open."""
-        return int((self.editable & (self.status & (1 + KINDS.index(kind)) > 0)).sum())
+        return int(self._opened(kind).sum())
+
+    def _opened(self, kind: Operation) -> Bool[np.ndarray, "layer head"]:
+        return np.asarray(self.editable & (self.status & (1 + KINDS.index(kind)) > 0))
+
+    def count_share(self) -> Share:
+        """The additive share of the gates that the rule counts as open, with its interval. See :class:`Share`."""
+        opened = np.stack([self._opened(kind) for kind in KINDS], -1)
+        return _count_share(opened[opened.any(-1)])
 
     def size(
         self, kind: Operation, place: Place = "stream", *, gate: GateName = "inference", first: bool = False
@@ -294,8 +309,8 @@ class Usage:
     def answer(self) -> str:
         """Additive or multiplicative? The word, where count and size agree on it; else "undecided", or "nothing".
 
-        By size a kind is ahead where the interval of its share leaves out 1/2. An answer that another learning-rate
-        ratio or unit would turn round is "an artefact of units".
+        A kind is ahead, by count or by size, where the interval of its share leaves out 1/2. An answer that another
+        learning-rate ratio or unit would turn round is "an artefact of units".
         """
         size = self.share()
         if math.isnan(size.value):
@@ -304,7 +319,7 @@ class Usage:
             return self.operations[0]
         if self.training.units_test == "changes":
             return "an artefact of units"
-        words = {self._by_size(size)} if self.gates == "shared" else {self._by_size(size), self._by_count()}
+        words = {self._ahead(size)} if self.gates == "shared" else {self._ahead(size), self._by_count()}
         return words.pop() if len(words) == 1 else "undecided"
 
     def sentences(self) -> tuple[str, ...]:
@@ -348,10 +363,9 @@ class Usage:
         return np.zeros(self.shape, dtype=bool) if values is None else np.nan_to_num(values) > 0
 
     def _by_count(self) -> str:
-        difference = self.open("additive") - self.open("multiplicative")
-        return "additive" if difference > 0 else "multiplicative" if difference < 0 else "undecided"
+        return self._ahead(self.count_share())
 
-    def _by_size(self, share: Share) -> str:
+    def _ahead(self, share: Share) -> str:
         return "additive" if share.low > 0.5 else "multiplicative" if share.high < 0.5 else "undecided"
 
     def _count_words(self) -> str:
@@ -359,7 +373,18 @@ class Usage:
         opened = ", ".join(f"{self.open(kind)} {kind}" for kind in KINDS if kind in self.operations)
         penalty = self.training.penalty_words()
         one = "; one gate opens both kinds, so that counts cannot tell" if self.gates == "shared" else ""
-        return f"By count ({self.rule}): of {self.editable.sum()} heads {counts}; open gates: {opened}, {penalty}{one}."
+        told = f"of {self.editable.sum()} heads {counts}; open gates: {opened}{self._count_interval()}"
+        return f"By count ({self.rule}): {told}, {penalty}{one}."
+
+    def _count_interval(self) -> str:
+        share = self.count_share()
+        if self.gates == "shared" or len(self.operations) == 1 or math.isnan(share.value):
+            return ""
+        alone = sum(self.counts()[kind] for kind in KINDS)
+        return (
+            f" ({share} of them additive: 95 %, exact binomial over the {alone} heads with one kind alone, "
+            f"p = {share.p:.3f} against as many of either)"
+        )
 
     def _size_words(self) -> str:
         if len(self.operations) == 1:
@@ -367,10 +392,8 @@ class Usage:
         plain, squared = self.share(), self.share("squared")
         if math.isnan(plain.value):
             return "No gate acts at inference: the edit writes nothing."
-        said = "agree" if self.gates != "shared" and self._by_size(plain) == self._by_count() else "differ"
-        told = (
-            "" if self.gates == "shared" else f" Count ({self._by_count()}) and size ({self._by_size(plain)}) {said}."
-        )
+        said = "agree" if self.gates != "shared" and self._ahead(plain) == self._by_count() else "differ"
+        told = "" if self.gates == "shared" else f" Count ({self._by_count()}) and size ({self._ahead(plain)}) {said}."
         return (
             f"By size, {plain} of what the {plain.gates} gates that act write to the stream is additive, of its "
             f"squares {squared} (95 % over {plain.heads} heads of this Run, not over seeds; with kinds exchanged at "
@@ -450,7 +473,7 @@ def usage(
         status=selection.status(log_alphas, rule).astype(np.int64),
         editable=run.edit.masks()["heads"].cpu().numpy(),
         d_head=shape.d_head,
-        group=shape.heads // shape.kv_heads if shape.kv_heads < shape.heads else 0,
+        group=shape.group,
         normalised=any(hasattr(block, name) for block in blocks(read.model) for name in POST_NORMS),
         **_gate_values(run.edit, log_alphas),
         **gauge.found(),
@@ -471,12 +494,11 @@ class _Gauge:
 
     def __init__(self, edit: JoLA, model: Model):
         part = edit.site("heads")
-        values = part.gate_values(edit.inference, {})
         self.edit, self.model = edit, model
         self.vectors: dict[str, Tensor] = {
             kind: _plain(part.vector(kind) * part.mask[..., None]) for kind in part.operations
         }
-        self.acting: dict[str, Tensor] = {kind: _plain(part.gated(kind, values)) for kind in part.operations}
+        self.acting: dict[str, Tensor] = {kind: _plain(x) for kind, x in edit.at_inference("heads").items()}
         self.factors = [_factor(output_weights(model, layer)) for layer in range(edit.shape.layers)]
         layers, heads = edit.shape.layers, edit.shape.heads
         self.count, self.edited = np.zeros(2), np.zeros(2)
@@ -554,8 +576,7 @@ def _written(model: Model, layer: int, heads: Float[Tensor, "token head d_head"]
     return out if bias is None else out - bias.float()
 
 
-def _plain(tensor: Tensor | None) -> Tensor:
-    assert tensor is not None
+def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().float()
 
 
@@ -653,6 +674,23 @@ def _share(
     drawn = generator.permuted(np.tile(additive, (PERMUTATIONS, 1)), axis=1) @ sizes / total
     as_far = np.abs(drawn - null) >= abs(value - null) - 1e-12
     return Share(measure, value, *middle(resampled), null, float((1 + as_far.sum()) / (1 + PERMUTATIONS)), *known)
+
+
+def _count_share(opened: Bool[np.ndarray, "head 2"]) -> Share:
+    """The additive share of open gates, with the interval that the heads with one kind alone leave."""
+    from scipy.stats import binomtest
+
+    known = (len(opened), int(opened.sum()))
+    if not len(opened):
+        return Share("count", *(math.nan,) * 5, *known)
+    alone = opened[opened.sum(1) == 1]
+    if not len(alone):
+        return Share("count", 0.5, 0.5, 0.5, 0.5, 1.0, *known)
+    test = binomtest(int(alone[:, 0].sum()), len(alone))
+    shares = (test.statistic, *test.proportion_ci(method="exact"))
+    both = len(opened) - len(alone)  # a gate of either kind each
+    value, low, high = (float(share * len(alone) + both) / known[1] for share in shares)
+    return Share("count", value, low, high, 0.5, float(test.pvalue), *known)
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -82,8 +82,10 @@ class Attachment:
     def begin_pass(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of the whole model: note the masks and do each edit's once-a-pass arithmetic."""
         self.forwards += 1
-        mask = kwargs.get("attention_mask")
+        mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
         ids = kwargs.get("input_ids", args[0] if args else None)
+        if mask is None and cache is not None and ids is not None:  # `generate` leaves out a mask that is all 1
+            mask = ids.new_ones(ids.shape[0], cache.get_seq_length() + ids.shape[1])
         decoding = mask is not None and ids is not None and mask.dim() == 2 and ids.shape[1] < mask.shape[1]
         for index, edit in enumerate(self.edits):
             context = Context(mask, self.model.prompt_mask, decoding, self._noise[index])

@@ -50,6 +50,11 @@ class HeadShape:
         if self.heads % self.kv_heads:
             raise ValueError(f"head_shape.kv_heads must divide heads ({self.heads}), got {self.kv_heads}")
 
+    @property
+    def group(self) -> int:
+        """Query heads that share a key-value head; 0 where every head has its own."""
+        return self.heads // self.kv_heads if self.kv_heads < self.heads else 0
+
     def units(self, site: Site) -> tuple[int, int, int]:
         """(layers, units a layer, width of a unit): [L, H, d_head] for heads, [L, 1, d_model] for the others."""
         return (self.layers, self.heads, self.d_head) if site == "heads" else (self.layers, 1, self.d_model)

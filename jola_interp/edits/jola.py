@@ -168,6 +168,13 @@ class JoLA(Edit):
         """The vectors and gates of one site."""
         return cast(SiteEdit, self.sites[name])
 
+    @torch.no_grad()
+    def at_inference(self, site: Site = "heads") -> dict[Operation, Float[Tensor, "layer unit width"]]:
+        """Operation to g·v as it acts at inference, 0 where not editable; only the operations that the edit has."""
+        part = self.site(site)
+        gates = part.gate_values(self.inference, {})
+        return {operation: cast(Tensor, part.gated(operation, gates)) for operation in part.operations}
+
     def points(self) -> list[tuple[int, Site]]:
         return [
             (layer, cast(Site, name))

@@ -393,11 +393,8 @@ def _by_status(chosen: selection.Selection) -> list[tuple[str, str]]:
 def _of_vectors(edit: JoLA, site: Site) -> dict[str, Value]:
     """‖v‖ and ‖g·v‖ per unit."""
     part = edit.site(site)
-    gates = part.gate_values(edit.inference, {})
     found: dict[str, Value] = {}
-    for operation in part.operations:
-        acting = part.gated(operation, gates)
-        assert acting is not None
+    for operation, acting in edit.at_inference(site).items():
         own = part.vector(operation) * part.mask[..., None]
         for name, array in zip(_VECTORS[operation], (own, acting), strict=True):
             found[name] = array.detach().cpu().double().norm(dim=-1).numpy()
@@ -406,11 +403,10 @@ def _of_vectors(edit: JoLA, site: Site) -> dict[str, Value]:
 
 def _of_effects(edit: JoLA, weight_of: WeightOf) -> dict[str, Value]:
     """What offsets write to the residual stream, per head and summed over each layer."""
-    part = edit.site("heads") if "heads" in edit.sites else None
-    acting = None if part is None else part.gated("additive", part.gate_values(edit.inference, {}))
+    acting = edit.at_inference("heads").get("additive") if "heads" in edit.sites else None
     if acting is None:
         return {}
-    each = acting.detach().cpu().double()
+    each = acting.cpu().double()
     written = [torch.einsum("hd,hdm->hm", each[layer], weight_of(layer)) for layer in range(edit.shape.layers)]
     return {
         ADDED: np.stack([effect.norm(dim=-1).numpy() for effect in written]),

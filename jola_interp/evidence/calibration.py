@@ -50,6 +50,7 @@ SETTINGS = (
     "penalty",
     "penalty_form",
     "penalty_warmup",
+    "target_heads",
 )
 """Training fields that decide how far a log α travels: only where they agree does it mean the same in another Run."""
 

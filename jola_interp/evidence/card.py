@@ -107,7 +107,7 @@ def _leave_one_out(case: Case, options: Options) -> dict[str, Any]:
     exact = precise(case.model)
     measured = {"rows": options.rows, "estimate": True}
     effects = even_without_restarts(leave_one_out, case.run, case.task, exact, **measured)
-    save_table(case.run, "effects", effects, about(case.run, case.task, exact, **measured))
+    save_table(case.run, "effects", effects, about(case.run, case.task, exact, leave_one_out, **measured))
     frame = effects.to_frame()[effects.measured].sort_values("effect", ascending=False)
     clear = frame[frame["effect"] > 2 * frame["se"]]
     return {

@@ -130,7 +130,7 @@ class Case:
         """``fit`` into ``folder/name``; one that is finished there is read instead."""
         settings = dataclasses.replace(self.settings, evaluate=False, checkpoint_every=None)
         if edit.gates == "none":
-            settings = dataclasses.replace(settings, gate_share=1.0, **TO_THE_END)
+            settings = dataclasses.replace(settings, gate_share=1.0, target_heads=None, **TO_THE_END)
         target = model or self.model
         backend: BackendName = "lens" if target.booted else self.run.config["backend"]
         settings = dataclasses.replace(settings, **changes)

@@ -35,6 +35,7 @@ from jola_interp.edits.head_gates import Clip, HeadGates, Pressure
 from jola_interp.evidence.case import Case, Heads, open_case, training_digest
 from jola_interp.evidence.endpoint import Paired, paired
 from jola_interp.evidence.overlap import Overlap, overlap
+from jola_interp.methods.causal import LR, PENALTY, START_LR, recipe
 from jola_interp.runs import edit_digest
 from jola_interp.selection import DEFAULT_RULE
 from jola_interp.training import fit
@@ -46,10 +47,6 @@ if TYPE_CHECKING:
     from jola_interp.runs import Run
     from jola_interp.tasks import Task
 
-PENALTY = 0.1
-"""λ of both pressures (§6.2)."""
-START_LR, LR = 0.1, 0.5
-"""Peak learning rates of the fit without a penalty and of the two with one (§6.2)."""
 THRESHOLD = 0.5
 """A gate above it counts as open."""
 DECIDED = (0.05, 0.95)
@@ -282,12 +279,8 @@ class _Fits:
 
     def _settings(self, penalty: float, rate: float) -> Any:
         """The Run's rows as it wrapped and batched them; the paper's optimiser (§6.2)."""
-        fixed = {"epochs": 10_000, "patience": None, "restore_best": False, "evaluate": False, "checkpoint_every": None}
-        adam = {"adam_betas": (0.9, 0.999), "adam_epsilon": 1e-8, "weight_decay": 0.0, "clip": 1.0, "warmup": 0.0}
-        gates = {"gate_lr": rate, "lr_schedule": "linear", "gate_lr_schedule": None, "gate_share": 1.0}
-        price: dict[str, Any] = {"penalty_form": "mean", "penalty_schedule": "constant", "penalty_warmup": 0.0}
-        price |= {"penalty": penalty, "multiplicative_weight": 1.0, "stop_on": "ce"}
-        changes: dict[str, Any] = {**fixed, **adam, **gates, **price, "seed": self.seed, "max_steps": self.case.steps}
+        fixed = {"epochs": 10_000, "evaluate": False, "checkpoint_every": None, "target_heads": None}
+        changes = {**recipe(penalty, rate), **fixed, "seed": self.seed, "max_steps": self.case.steps}
         return dataclasses.replace(self.case.settings, **changes)
 
 

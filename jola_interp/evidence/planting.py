@@ -108,14 +108,13 @@ def prior_of(run: Run, rms: Float[Tensor, "layer head"], rule: str = selection.D
 @torch.no_grad()
 def _sizes_of(edit: JoLA, rms: Float[Tensor, "layer head"], codes: np.ndarray) -> Sizes:
     """‖g·v‖/√d_head of the open gates, offsets in units of rms(z)."""
-    part = edit.site("heads")
-    gates = part.gate_values(edit.inference, {})
     found: dict[Operation, tuple[float, ...]] = {}
     codes_of: dict[Operation, int] = {"additive": 1, "multiplicative": 2}
+    at_inference = edit.at_inference("heads")
     for operation, code in codes_of.items():
-        acting = part.gated(operation, gates)
-        if acting is None:
+        if operation not in at_inference:
             continue
+        acting = at_inference[operation]
         size = acting.norm(dim=-1).cpu() / math.sqrt(acting.shape[-1])
         size = size / rms if operation == "additive" else size
         sizes = size.numpy()[(codes & code) > 0]

@@ -276,9 +276,8 @@ class TurnedJoLA(JoLA):
         self.matrices: Tensor | None = None
         self.shifts: Tensor | None = None
         if "heads" in self.sites:
-            part, turn = self.site("heads"), per_head(turns, self.shape)
-            values = part.gate_values(self.inference, {})
-            scale, shift = part.gated("multiplicative", values), part.gated("additive", values)
+            turn, acting = per_head(turns, self.shape), self.at_inference("heads")
+            scale, shift = acting.get("multiplicative"), acting.get("additive")
             if scale is not None:
                 self.matrices = torch.einsum("lhdi,lhd,lhde->lhie", turn, scale.cpu().double(), turn)
             if shift is not None:
@@ -415,11 +414,10 @@ def offsets(edit: JoLA) -> Float[Tensor, "layer head d_head"]:
     Raises:
         ValueError: an edit without offsets on heads.
     """
-    part = edit.site("heads") if "heads" in edit.sites else None
-    found = None if part is None else part.gated("additive", part.gate_values(edit.inference, {}))
+    found = edit.at_inference("heads").get("additive") if "heads" in edit.sites else None
     if found is None:
         raise ValueError("edit: it adds no offsets to heads, so none can be moved")
-    return found.detach().to("cpu", torch.float64)
+    return found.to("cpu", torch.float64)
 
 
 def _others(

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from jola_interp.methods.budget import BUDGET
+from jola_interp.methods.choosing import CHOOSING
 from jola_interp.methods.jola import ABLATIONS, JOLA
+from jola_interp.methods.lofit import LOFIT
 from jola_interp.methods.prompting import PROMPTING
+from jola_interp.methods.reft import REFT
+from jola_interp.methods.repe import REPE
 from jola_interp.methods.table import Method, Methods
+from jola_interp.methods.weights import BIASES, WEIGHTS
 
-ALL: tuple[Method, ...] = (*PROMPTING, *JOLA, *ABLATIONS)
+ALL: tuple[Method, ...] = (
+    *PROMPTING, *JOLA, *BUDGET, *WEIGHTS, *REPE, *REFT, *LOFIT, *CHOOSING, *ABLATIONS, *BIASES,
+)  # fmt: skip
 
 
 def methods() -> Methods:

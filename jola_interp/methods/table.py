@@ -85,7 +85,7 @@ class Methods(dict[str, Method]):
 
     def to_frame(self, model: str | Model | None = None) -> pd.DataFrame:
         """One row a method: name, equation, points, options, source, note; for a model also ``parameters``, how many
-        numbers train, and ``share``, out of the model's own."""
+        numbers train, and ``share``, out of the model's own; None where the model is too small for the options."""
         import pandas as pd
 
         rows = [self._row(found) for found in self.values()]
@@ -93,8 +93,8 @@ class Methods(dict[str, Method]):
             target = load_model(model)
             total = sum(parameter.numel() for parameter in target.hf.parameters())
             for row, found in zip(rows, self.values(), strict=True):
-                row["parameters"] = found.n_parameters(target)
-                row["share"] = row["parameters"] / total
+                row["parameters"] = _counted(found, target)
+                row["share"] = None if row["parameters"] is None else row["parameters"] / total
         return pd.DataFrame(rows)
 
     def _row(self, found: Method) -> dict[str, Any]:
@@ -108,3 +108,10 @@ class Methods(dict[str, Method]):
 
     def __repr__(self) -> str:
         return html.unescape("\n".join(f"{name:24} {found.equation}" for name, found in self.items()))
+
+
+def _counted(found: Method, model: Model) -> int | None:
+    try:
+        return found.n_parameters(model)
+    except ValueError:  # more heads than there are, a site that the architecture lacks
+        return None

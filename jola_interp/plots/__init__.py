@@ -11,6 +11,7 @@ from jola_interp.plots.evidence import controls
 from jola_interp.plots.files import save
 from jola_interp.plots.gallery import GALLERY, gallery
 from jola_interp.plots.maps import compare_heads, gate_snapshots, heads, sheet
+from jola_interp.plots.methods import heads_gain, methods
 from jola_interp.plots.profile import budget, closing, gate_gap, layer_profile, strip, thresholds
 from jola_interp.plots.readout import attribution_map, lens_against_truth, readout
 from jola_interp.plots.shifts import layer_shifts, shift_kinds, shift_maps, shift_pca, shift_positions
@@ -20,7 +21,7 @@ from jola_interp.plots.usage import effective_size, uses, uses_by_layer
 __all__ = [
     "GALLERY", "alone_against_out", "attention", "attribution_map", "budget", "closing", "compare_heads", "controls",
     "draw", "effect_map", "effective_size", "effects_against", "gallery", "gate_gap", "gate_snapshots",
-    "gate_trajectories", "heads", "keep_drop", "layer_profile", "layer_shifts", "lens_against_truth", "loss", "readout",
-    "save", "sheet", "shift_kinds", "shift_maps", "shift_pca", "shift_positions", "strip", "thresholds", "token_strip",
-    "uses", "uses_by_layer",
+    "gate_trajectories", "heads", "heads_gain", "keep_drop", "layer_profile", "layer_shifts", "lens_against_truth",
+    "loss", "methods", "readout", "save", "sheet", "shift_kinds", "shift_maps", "shift_pca", "shift_positions", "strip",
+    "thresholds", "token_strip", "uses", "uses_by_layer",
 ]  # fmt: skip

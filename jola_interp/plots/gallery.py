@@ -101,7 +101,7 @@ GALLERY: tuple[Entry, ...] = (
     Entry(
         "shift_pca",
         "Shifts in the plane",
-        "base and edited activations of the heads with the largest edits on two components",
+        "base and edited activations of the heads that move most for their size, on two components",
         shift_pca,
     ),
     Entry(

@@ -9,9 +9,12 @@ import numpy as np
 from jaxtyping import Float
 
 from jola_interp import selection
-from jola_interp.analysis import profile
+from jola_interp.analysis import dynamics, profile
+from jola_interp.analysis.dynamics import Budget, Closing
+from jola_interp.analysis.gate_gap import GateGap
+from jola_interp.analysis.gate_gap import gate_gap as measured_gap
 from jola_interp.analysis.grids import Sheet
-from jola_interp.analysis.profile import EITHER, Budget, Closing, GateGap, LayerProfile, Thresholds
+from jola_interp.analysis.profile import EITHER, LayerProfile, Thresholds
 from jola_interp.edits.base import Site
 from jola_interp.plots import style
 from jola_interp.plots.chart import Chart, Panel, Rule, Series
@@ -90,7 +93,7 @@ def budget(
     """Open gates over training, expected and by a rule; below them λ of each kind, and the training loss.
 
     Args:
-        run_or_table: a Run with gates at ``site``, or its :func:`~jola_interp.analysis.profile.budget`, which has its
+        run_or_table: a Run with gates at ``site``, or its :func:`~jola_interp.analysis.dynamics.budget`, which has its
             rule and site.
         rule: when a gate counts as open (see :mod:`jola_interp.selection`).
         site: where the gates act.
@@ -105,7 +108,7 @@ def budget(
             renderer.
     """
     require(renderer, width)
-    table = _table(run_or_table, Budget, lambda run: profile.budget(run, rule, site))
+    table = _table(run_or_table, Budget, lambda run: dynamics.budget(run, rule, site))
     return draw(chart_of_budget(table), renderer, width)
 
 
@@ -115,7 +118,7 @@ def closing(
     """How many gates have decided for good, shut or open, over training; the training loss below.
 
     Args:
-        run_or_table: a Run with gates at ``site``, or its :func:`~jola_interp.analysis.profile.closing`.
+        run_or_table: a Run with gates at ``site``, or its :func:`~jola_interp.analysis.dynamics.closing`.
         site: where the gates act.
         renderer: ``plotly`` (interactive) or ``matplotlib`` (for print).
         width: inches, ``matplotlib`` only; None is 6.75. A column is 3.25.
@@ -127,7 +130,7 @@ def closing(
         ValueError: an edit without gates at ``site``, no record of them, or an unknown renderer.
     """
     require(renderer, width)
-    table = _table(run_or_table, Closing, lambda run: profile.closing(run, site))
+    table = _table(run_or_table, Closing, lambda run: dynamics.closing(run, site))
     return draw(chart_of_closing(table), renderer, width)
 
 
@@ -135,7 +138,7 @@ def gate_gap(run_or_table: Run | GateGap, renderer: Renderer = "plotly", width: 
     """Cross-entropy of the same validation rows with sampled gates, as in training, and with each inference gate.
 
     Args:
-        run_or_table: a Run with a convergence stamp, or its :func:`~jola_interp.analysis.profile.gate_gap`.
+        run_or_table: a Run with a convergence stamp, or its :func:`~jola_interp.analysis.gate_gap.gate_gap`.
         renderer: ``plotly`` (interactive) or ``matplotlib`` (for print).
         width: inches, ``matplotlib`` only; None is 6.75. A column is 3.25.
 
@@ -146,7 +149,7 @@ def gate_gap(run_or_table: Run | GateGap, renderer: Renderer = "plotly", width: 
         ValueError: no stamp, or an unknown renderer.
     """
     require(renderer, width)
-    return draw(chart_of_gap(_table(run_or_table, GateGap, profile.gate_gap)), renderer, width)
+    return draw(chart_of_gap(_table(run_or_table, GateGap, measured_gap)), renderer, width)
 
 
 def strip(
@@ -155,7 +158,7 @@ def strip(
     """P(open) of every head (rows, in order of layer) over training (columns), a panel per kind of gate.
 
     Args:
-        run_or_table: a Run with gates at ``site``, or its :func:`~jola_interp.analysis.profile.strips`.
+        run_or_table: a Run with gates at ``site``, or its :func:`~jola_interp.analysis.dynamics.strips`.
         site: where the gates act.
         renderer: ``plotly`` (interactive) or ``matplotlib`` (for print).
         width: inches, ``matplotlib`` only; None is 6.75. A column is 3.25.
@@ -167,7 +170,7 @@ def strip(
         ValueError: an edit without gates at ``site``, no record of them, or an unknown renderer.
     """
     require(renderer, width)
-    return sheet(_table(run_or_table, Sheet, lambda run: profile.strips(run, site)), renderer, width)
+    return sheet(_table(run_or_table, Sheet, lambda run: dynamics.strips(run, site)), renderer, width)
 
 
 def chart_of_layers(table: LayerProfile) -> Chart:

@@ -21,6 +21,9 @@ COLUMNS = 3
 """Panels in a row."""
 NAMED = 6
 """Points of a kind with their label beside them."""
+_NULL_NOTE = (
+    "Thin bars: from the least to the largest r of that null; inside its bar a point tells nothing of its own.",
+)
 _NOTHING = Series(np.empty(0), np.empty(0), "", legend=False)
 
 
@@ -61,8 +64,10 @@ def readout(
 def lens_against_truth(run_or_table: Run | Readout, renderer: Renderer = "plotly", width: float | None = None) -> Any:
     """How well the logit lens predicts what each part of the edit does, against how much that part writes.
 
-    Bars reach from 0 to what 95 % of random vectors of the same norm reach with the same true change; below the dashed
-    rule no tokens are listed. Arguments and errors as in :func:`readout`.
+    Thin bars are the null of r: from the least to the largest r of a few random vectors of the same norm, the lens of
+    each held against the change that it makes itself. Below the dashed rule no tokens are listed.
+
+    Arguments and errors as in :func:`readout`.
     """
     require(renderer, width)
     return draw(truth_chart(_table(run_or_table)), renderer, width)
@@ -111,7 +116,7 @@ def truth_chart(table: Readout) -> Chart:
         y_range=(-1.05, 1.05),
         rules=(Rule("y", TRUSTED, "dash"), Rule("y", 0.0, "solid")),
     )
-    notes = (*table.notes(), "Thin lines: up to what 95 % of the null reach in |r| with the same true change.")
+    notes = (*table.notes(), *(_NULL_NOTE if np.isfinite(table.random_range).any() else ()))
     return Chart(((panel,),), f"{table.title}: logit lens against the true change", notes)
 
 
@@ -132,7 +137,7 @@ def _bars(table: Readout, place: int, tokens: int) -> Panel:
     null = float(table.null_peak_95[place])
     return Panel(
         tuple(series[: 2 if np.isfinite(true).any() else 1]),
-        title=f"{table.labels[place]} {kind}: {said or f'r = {table.pearson[place]:.2f}'}",
+        title=f"{table.labels[place]} {kind}: {said or _told(table, place)}",
         x_label="Δlogit",
         y_ticks=tuple((float(row), name if trusted else " ") for row, name in zip(rows, names, strict=True)),
         rules=(Rule("x", 0.0, "solid"), Rule("x", null, "dash"), Rule("x", -null, "dash")),
@@ -142,18 +147,24 @@ def _bars(table: Readout, place: int, tokens: int) -> Panel:
 
 
 def _against(table: Readout, name: str, colour: str) -> list[Series]:
-    """The points of one kind, the largest few named, and under them the null's extent."""
+    """The points of one kind, the largest few named, and under them the null of r."""
     share, r = (table.norm / table.stream).astype(float), table.pearson.astype(float)
     if not np.isfinite(r).any():
         return []
-    null = table.null_pearson_95.astype(float)
-    hover = {"Spearman": table.spearman, "null, 95 % of |r|": null, "largest |Δlogit|": table.peak}
+    low, middle, high = table.random_range.astype(float).T
+    hover = {"Spearman": table.spearman, "median r of random vectors": middle, "largest |Δlogit|": table.peak}
     named = tuple(int(i) for i in np.argsort(-share, kind="stable")[:NAMED] if np.isfinite(r[i]))
-    zero = np.where(np.isfinite(r), 0.0, np.nan)
-    extent = Series(
-        share, zero, f"{name}: null", "points", colour, low=-null, high=null, size=1, opacity=0.5, legend=False
+    null = Series(
+        share, middle, f"{name}: random", "points", colour, low=low, high=high, size=1, opacity=0.5, legend=False
     )
-    return [extent, Series(share, r, name, "points", colour, labels=table.labels, named=named, hover=hover)]
+    points = Series(share, r, name, "points", colour, labels=table.labels, named=named, hover=hover)
+    return [null, points] if np.isfinite(middle).any() else [points]
+
+
+def _told(table: Readout, place: int) -> str:
+    """r, and what random vectors get."""
+    random = float(table.random_range[place, 1])
+    return f"r = {table.pearson[place]:.2f}" + (f" (random {random:.2f})" if np.isfinite(random) else "")
 
 
 def _table(run_or_table: Run | Readout) -> Readout:

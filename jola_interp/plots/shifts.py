@@ -9,7 +9,17 @@ import numpy as np
 from jaxtyping import Float
 
 from jola_interp.analysis.grids import GridMap, Sheet, reach
-from jola_interp.analysis.shifts import CLASSES, KINDS, NOTIONS, Notion, Plane, Shifts, source_of
+from jola_interp.analysis.shifts import (
+    CLASSES,
+    KINDS,
+    LAYER_MEASURES,
+    MEASURES,
+    NOTIONS,
+    Notion,
+    Plane,
+    Shifts,
+    source_of,
+)
 from jola_interp.analysis.summary import percent
 from jola_interp.analysis.tables import load_table
 from jola_interp.plots import style
@@ -43,7 +53,6 @@ MEANINGS = {
     "local": "Local: Δz = edit(z) − z on the z of one edited pass.",
     "total": "Total: Δz = z′ of the edited pass − z of the base model; closed heads move too.",
 }
-CONTROL = "Random directions: an edit with the same norms and gates, passed alike (one draw)."
 CAVEATS = {
     "norm": "The ratio is large where the edit is large, or where ‖z‖ is small: hovering tells ‖Δz‖ and ‖z‖.",
     "cosine": "0: the direction is kept, 1: a right angle. A head that is only made longer keeps its direction.",
@@ -189,7 +198,13 @@ def maps_sheet(table: Shifts, which: Notion, of: Shown) -> Sheet:
         )
         for random in (False, True)
     )
-    notes = [MEANINGS[which], CONTROL, CAVEATS[of], *_colour_notes(table, which, values[False], ends)]
+    notes = [
+        MEANINGS[which],
+        table.random_words(),
+        *_beyond(table, which, of),
+        CAVEATS[of],
+        *_colour_notes(table, which, values[False], ends),
+    ]
     return Sheet(
         rows=rows,
         title=f"{table.title}: {which} shifts",
@@ -201,8 +216,22 @@ def maps_sheet(table: Shifts, which: Notion, of: Shown) -> Sheet:
 
 def _shown(table: Shifts, which: Notion, of: Shown, random: bool) -> Float[np.ndarray, "class layer head"]:
     """What the maps colour; of a cosine its distance from 1, since most are near it."""
-    found = table.of(which, of, random=random)
-    return _where(table, which, (1 - found).clip(min=0) if of == "cosine" else found)
+    return _where(table, which, _distance(of, table.of(which, of, random=random)))
+
+
+def _distance(of: Shown, values: np.ndarray) -> np.ndarray:
+    """1 − cos where it is of a cosine."""
+    return (1 - values).clip(min=0) if of == "cosine" else values
+
+
+def _beyond(table: Shifts, which: Notion, of: Shown) -> list[str]:
+    """How many heads differ from every random edit, and how many would by chance."""
+    draws = len(table.drawn("mean", which))
+    outside, heads = table.beyond(which, of)
+    if draws < 2 or not heads:
+        return []
+    chance = 2 * heads / (draws + 1)
+    return [f"Heads outside the range of the random draws: {outside} of {heads}; {chance:.0f} would be by chance."]
 
 
 def _mask(table: Shifts, which: Notion) -> np.ndarray:
@@ -217,6 +246,9 @@ def _where(table: Shifts, which: Notion, values: Float[np.ndarray, "class layer 
 def _hover(table: Shifts, which: Notion, of: Shown, place: int, random: bool) -> dict[str, np.ndarray]:
     columns = {"sd": table.of(which, of, random=random, sd=True)}
     columns |= {"‖Δz‖": table.of(which, "delta", random=random), "‖z‖": table.of(which, "size", random=random)}
+    if random and table.draws:
+        drawn = _distance(of, table.drawn("mean", which)[:, MEASURES.index(of)])
+        columns |= {"least draw": drawn.min(0), "largest draw": drawn.max(0)}
     return {name: _where(table, which, values)[place] for name, values in columns.items()}
 
 
@@ -239,24 +271,20 @@ def _colour_notes(
 def positions_chart(table: Shifts, which: Notion) -> Chart:
     """The chart of :func:`shift_positions`."""
     whole, around = ({name: one[source] for name, source in _sources(which)} for one in (table.position, table.answer))
-    log, ends = _shared(
-        [
-            *_lines_of(whole["edit"]),
-            *_lines_of(whole["random"]),
-            *_lines_of(around["edit"]),
-            *_lines_of(around["random"]),
-        ]
-    )
+    bands = [_ends(table.drawn(name, which)) for name in ("position", "answer")]
+    lines = [line for one in (whole, around) for values in one.values() for line in _lines_of(values)]
+    log, ends = _shared([*lines, *bands[0], *bands[1]])
     axes: dict[str, Any] = {"y_log": log, "y_range": ends}
     start = table.answer_bins.index("0") - 0.5
     label = f"{which} {UNITS['norm']}, heads side by side"
     by_place = Panel(
-        tuple(_by_bin(whole, table.position_bins, apart=True)), "by place in the row", "token (0 is the first)", label,
+        tuple(_by_bin(whole, bands[0], table.position_bins, apart=True)), "by place in the row",
+        "token (0 is the first)", label,
         x_range=(-0.5, len(table.position_bins) - 0.5), x_ticks=_ticks(table.position_bins), rules=(Rule("x", 0.5),),
         **axes,
     )  # fmt: skip
     by_answer = Panel(
-        tuple(_by_bin(around, table.answer_bins, apart=False)), "by place from the answer's start",
+        tuple(_by_bin(around, bands[1], table.answer_bins, apart=False)), "by place from the answer's start",
         "token (0 is the answer's first)", label, x_range=(-0.5, len(table.answer_bins) - 0.5),
         x_ticks=_ticks(table.answer_bins), rules=(Rule("x", start),), **axes,
     )  # fmt: skip
@@ -264,7 +292,7 @@ def positions_chart(table: Shifts, which: Notion) -> Chart:
         MEANINGS[which],
         "A mean over tokens and layers; the heads of a layer are one vector.",
         "First tokens stand apart at 0 on the left and are left out on the right; dotted: where the answer begins.",
-        CONTROL,
+        table.random_words(),
         table.tokens_words(),
         *table.caveats(),
     )
@@ -280,10 +308,21 @@ def kinds_chart(table: Shifts) -> Chart:
     panels = []
     for which in NOTIONS:
         values = {name: table.kind[source][found] for name, source in _sources(which)}
-        log, ends = _shared([*_lines_of(values["edit"]), *_lines_of(values["random"])])
+        band = _ends(table.drawn("kind", which)[:, found])
+        log, ends = _shared([*_lines_of(values["edit"]), *_lines_of(values["random"]), *band])
         lines = [*_groups(values["edit"]), _all_layers(values["random"], random=True), _all_layers(values["edit"])]
         series = tuple(
-            Series(mean, places, name, "points", colour, labels=names, size=SIZES.get(colour))
+            Series(
+                mean,
+                places,
+                name,
+                "points",
+                colour,
+                labels=names,
+                size=SIZES.get(colour),
+                low=band[0] if colour == style.GREY else None,
+                high=band[1] if colour == style.GREY else None,
+            )
             for name, mean, colour in lines
         )
         panels.append(
@@ -297,13 +336,14 @@ def kinds_chart(table: Shifts) -> Chart:
                 y_ticks=ticks,
                 rules=(Rule("y", 0.5),),
                 flipped=True,
+                horizontal=True,
             )  # fmt: skip
         )
     notes = (
         *MEANINGS.values(),
         "A mean over tokens and layers, the heads of a layer one vector; behind each kind, how many tokens. "
         "First tokens are apart, above the dotted line, whatever their text.",
-        CONTROL,
+        table.random_words(),
         *table.caveats(),
     )
     return Chart((tuple(panels),), f"{table.title}: shifts by kind of token", notes, height=0.8)
@@ -336,18 +376,34 @@ def _mean(values: Float[np.ndarray, "bin layer"]) -> Float[np.ndarray, " bin"]:
     return np.asarray(np.where(known.any(1), sums / np.maximum(known.sum(1), 1), np.nan))
 
 
-def _by_bin(values: dict[str, Float[np.ndarray, "bin layer"]], bins: Sequence[str], apart: bool) -> Iterator[Series]:
-    """A line per group of layers and two of all; with ``apart`` the first bin is a point of its own."""
+def _ends(draws: Float[np.ndarray, "draw bin layer"]) -> tuple[np.ndarray, np.ndarray]:
+    """The least and the largest mean over layers that a draw has, by bin."""
+    means = np.stack([_mean(one) for one in draws])
+    return means.min(0), means.max(0)
+
+
+def _by_bin(
+    values: dict[str, Float[np.ndarray, "bin layer"]], band: tuple[np.ndarray, np.ndarray], bins: Sequence[str],
+    apart: bool,
+) -> Iterator[Series]:  # fmt: skip
+    """A line per group of layers and two of all, the random one on its band; with ``apart`` the first bin is a point of
+    its own."""
     places = np.arange(len(bins), dtype=float)
+    inner = slice(1, None) if apart else slice(None)
+    low, high = (end[inner] for end in band)
+    if (high > low).any():
+        yield Series(
+            places[inner], (low + high) / 2, f"{RANDOM}: range", "band", style.GREY, low=low, high=high, legend=False
+        )
     lines = [*_groups(values["edit"]), _all_layers(values["edit"]), _all_layers(values["random"], random=True)]
     for name, mean, colour in lines:
         random = colour == style.GREY
         looks: dict[str, Any] = {"colour": colour, "dash": "dash" if random else "solid"}
         looks["size"] = 2.5 if colour == style.INK else 1.5
-        inner = slice(1, None) if apart else slice(None)
         yield Series(places[inner], mean[inner], name, "line", labels=tuple(bins[inner]), **looks)
         if apart:
-            yield Series(places[:1], mean[:1], name, "points", colour, labels=tuple(bins[:1]), legend=False)
+            ends: dict[str, Any] = {"low": band[0][:1], "high": band[1][:1]} if random else {}
+            yield Series(places[:1], mean[:1], name, "points", colour, labels=tuple(bins[:1]), legend=False, **ends)
 
 
 def _shared(lines: Sequence[np.ndarray]) -> tuple[bool, tuple[float, float]]:
@@ -371,7 +427,11 @@ def _ticks(bins: Sequence[str]) -> tuple[tuple[float, str], ...]:
 def layers_chart(table: Shifts) -> Chart:
     """The chart of :func:`layer_shifts`."""
     order = (*CLASSES[1:], CLASSES[0])
-    sizes = {name: [mean for *_, mean in _of_layers(table, "residual", name)] for name in order}
+    sizes = {
+        name: [mean for *_, mean in _of_layers(table, "residual", name)]
+        + [end for which in NOTIONS for end in _layer_ends(table, which, "residual", name)]
+        for name in order
+    }
     ends = _shared([line for name in CLASSES[1:] for line in sizes[name]]), _shared(sizes[CLASSES[0]])
     above = tuple(
         _layer_panel(table, "residual", name, "‖Σ Δz W_O‖ / ‖stream‖", ends[name == CLASSES[0]]) for name in order
@@ -381,7 +441,7 @@ def layers_chart(table: Shifts) -> Chart:
         "Σ Δz W_O: what all heads of a layer write because they moved; the stream: what enters the block in the base "
         "model.",
         *MEANINGS.values(),
-        f"{CONTROL} First tokens have a scale of their own.",
+        f"{table.random_words()} First tokens have a scale of their own.",
         "Below: whether it adds to the stream (above 0) or takes from it; directions at random have a cosine near 0.",
         table.tokens_words(),
         *table.caveats(),
@@ -398,6 +458,15 @@ def _layer_panel(
 ) -> Panel:
     layers = np.arange(table.mask.shape[0], dtype=float)
     labels = tuple(f"L{layer:.0f}" for layer in layers)
+    bands = [
+        Series(
+            layers, (low + high) / 2, f"{which}, {RANDOM}: range", "band", COLOURS[which], low=low, high=high,
+            legend=False,
+        )
+        for which in NOTIONS
+        for low, high in [_layer_ends(table, which, measure, group)]
+        if (high > low).any()
+    ]  # fmt: skip
     series = tuple(
         Series(
             layers,
@@ -413,7 +482,17 @@ def _layer_panel(
     title = TITLES[group] if measure == "residual" else ""
     rules = (Rule("y", 0.0, "solid"),) if measure == "cosine" else ()
     across = (-0.5, len(layers) - 0.5)
-    return Panel(series, title, "layer", label, x_range=across, y_range=scale[1], y_log=scale[0], rules=rules)
+    return Panel(
+        (*bands, *series), title, "layer", label, x_range=across, y_range=scale[1], y_log=scale[0], rules=rules
+    )
+
+
+def _layer_ends(
+    table: Shifts, which: Notion, measure: Literal["residual", "cosine"], group: str
+) -> tuple[Float[np.ndarray, " layer"], Float[np.ndarray, " layer"]]:
+    """The least and the largest that a random draw has."""
+    draws = table.drawn("layer_mean", which)[:, LAYER_MEASURES.index(measure), CLASSES.index(group)]
+    return draws.min(0), draws.max(0)
 
 
 def _of_layers(
@@ -439,6 +518,12 @@ def planes_chart(table: Shifts) -> Chart:
         "Thick: the offset g_a·a, drawn so many times its length as stands above the panel.",
     ]
     if planes:
+        by = (
+            f"the largest {table.planes_by}"
+            if table.planes_by
+            else "the largest ‖Δz W_O‖, which is not relative to ‖z‖"
+        )
+        notes.append(f"Heads: those with {by}.")
         notes.append(
             "Shares in the plane, of the offset and of all drawn shifts, are of squared norms; a direction at random "
             f"has {percent(planes[0].chance)} (2/d_head). What is not in the plane is not in the picture."

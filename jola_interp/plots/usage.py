@@ -11,7 +11,7 @@ from jaxtyping import Float
 from jola_interp import selection
 from jola_interp.analysis.effects import Effects
 from jola_interp.analysis.grids import GridMap, Sheet, reach
-from jola_interp.analysis.tables import NotMeasuredError, load_table
+from jola_interp.analysis.tables import load_table, stored
 from jola_interp.analysis.usage import KINDS, OTHERS, WHOLE, Usage, with_evidence
 from jola_interp.edits.jola import Operation
 from jola_interp.plots import style
@@ -60,7 +60,7 @@ def uses(
     """
     require(renderer, width)
     if effects is None and not isinstance(run_or_table, Usage):
-        effects = _stored_effects(run_or_table)
+        effects = stored(run_or_table, EFFECTS, Effects)
     return draw(uses_chart(_table(run_or_table), effects), renderer, width)
 
 
@@ -228,13 +228,6 @@ def _size_notes(table: Usage) -> list[str]:
 
 
 # -- effects -----------------------------------------------------------------------------------------------------------
-
-
-def _stored_effects(run: Run) -> Effects | None:
-    try:
-        return load_table(run, EFFECTS, Effects)
-    except NotMeasuredError:
-        return None
 
 
 def _lost(table: Usage, effects: Effects) -> tuple[Pair, Pair] | None:

@@ -11,8 +11,8 @@ import torch
 
 import jola_interp as ji
 from jola_interp import plots
-from jola_interp.analysis import PARTS, head_facts, measured
-from jola_interp.analysis.tables import about_table
+from jola_interp.analysis import PARTS, Shifts, Usage, head_facts, measured, shifts, tables
+from jola_interp.analysis.tables import NotMeasuredError, about_table, load_table, save_table
 from jola_interp.models import Model
 from jola_interp.runs import ANALYSIS, Run
 from jola_interp.tasks import Task
@@ -55,16 +55,62 @@ def test_what_was_measured_is_not_measured_again(
     model = make_model()
     ji.analyse(run, toy_task, model, "usage", rows=4)
     calls = []
-    counted = [
-        measured.Measurement(one.name, one.question, one.kind, lambda *_, **__: calls.append(1), one.rows)
-        for one in measured.MEASUREMENTS
-    ]
-    monkeypatch.setattr(measured, "MEASUREMENTS", counted)
+    monkeypatch.setattr(measured, "even_without_restarts", lambda *_, **__: calls.append(1))
     ji.analyse(run, toy_task, model, "usage", rows=4)
     assert not calls
     with pytest.raises(TypeError):  # what the counter returns is no table
         ji.analyse(run, toy_task, model, "usage", rows=5)
     assert calls and about_table(run, "usage")["rows"] == 4
+
+
+def test_a_table_says_by_what_it_was_measured(run: Run, make_model: MakeModel, toy_task: Task) -> None:
+    ji.analyse(run, toy_task, make_model(), ["shifts", "effects"], rows=2)
+    found = about_table(run, "shifts")
+    assert found["version"] == ji.__version__
+    assert (found["inference"], found["scope"]) == (run.edit.inference, run.edit.scope)
+    assert {found["split"], found["controls"], found["seed"], found["rows"]} == {"test", 5, 0, 2}
+    assert about_table(run, "effects")["estimate"] is True  # not the function's own default
+
+
+@pytest.mark.parametrize("changed", ["inference", "scope", "version", "an option's default"])
+def test_what_was_measured_otherwise_is_measured_again(
+    run: Run, make_model: MakeModel, toy_task: Task, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    model = make_model()
+    ji.analyse(run, toy_task, model, "shifts", rows=2)
+    if changed == "inference":
+        run.edit.inference = "point" if run.edit.inference != "point" else "hard"
+    elif changed == "scope":
+        run.edit.scope, run.edit.everywhere = "not_first", False
+    elif changed == "version":
+        monkeypatch.setattr(tables, "__version__", "0.0.1")
+    else:
+        monkeypatch.setitem(shifts.__wrapped__.__kwdefaults__, "controls", 2)  # beneath torch.no_grad
+    if changed in ("inference", "scope"):
+        with pytest.raises(NotMeasuredError, match="another edit"):
+            load_table(run, "shifts", Shifts)
+    calls: list[int] = []
+    even = measured.even_without_restarts
+    monkeypatch.setattr(
+        measured, "even_without_restarts", lambda *args, **options: calls.append(1) or even(*args, **options)
+    )
+    for _ in range(2):
+        ji.analyse(run, toy_task, model, "shifts", rows=2)
+    assert calls == [1]
+
+
+def test_a_table_that_tells_less_is_read_and_measured_again_by_analyse(
+    run: Run, make_model: MakeModel, toy_task: Task
+) -> None:
+    """As earlier versions left them."""
+    model = make_model()
+    table = ji.analyse(run, toy_task, model, "usage", rows=2)["usage"]
+    told = about_table(run, "usage")
+    early = {key: told[key] for key in ("edit", "task", "rows_of", "model", "dtype", "rows")}
+    save_table(run, "usage", table, early)
+    assert load_table(run, "usage", Usage).rows == 2
+    ji.analyse(run, toy_task, model, "usage", rows=2)
+    assert about_table(run, "usage") == told
 
 
 def test_a_dear_table_stays_unless_told_otherwise(run: Run, make_model: MakeModel, toy_task: Task) -> None:

@@ -14,7 +14,18 @@ import pytest
 import torch
 
 from jola_interp.analysis.rows import Rows, Seen, output_weights, prepared, watched
-from jola_interp.analysis.shifts import CLASSES, KINDS, MEASURES, SOURCES, Shifts, _drawn, shifts, token_kinds
+from jola_interp.analysis.shifts import (
+    CLASSES,
+    KINDS,
+    MEANS,
+    MEASURES,
+    NOTIONS,
+    SOURCES,
+    Shifts,
+    _drawn,
+    shifts,
+    token_kinds,
+)
 from jola_interp.analysis.tables import read_table, write_table
 from jola_interp.config import preset
 from jola_interp.edits import JoLA
@@ -197,7 +208,7 @@ def test_the_table_is_the_mean_and_sd_of_the_formulas(
 ) -> None:
     model = make_model(architecture)
     run = run_of(model, made(model), tmp_path)
-    table = shifts(run, task, rows=7, heads=0, batch_size=3)
+    table = shifts(run, task, rows=7, heads=0, batch_size=3, controls=1)
     for source, expected in spelt_out(run, task).items():
         assert table.tokens.tolist() == np.bincount(expected["class"]).tolist()
         for group in range(len(CLASSES)):
@@ -217,6 +228,31 @@ def test_the_table_is_the_mean_and_sd_of_the_formulas(
         np.testing.assert_allclose(table.kind_tokens[present] @ table.kind[source][present], total, rtol=1e-5)
         inner = expected["whole"][:, expected["class"] > 0].sum(1)
         np.testing.assert_allclose(table.answer_tokens @ table.answer[source], inner, rtol=1e-5)
+
+
+def test_random_edits_are_several_draws_each_of_which_is_kept(run: Run, task: Task) -> None:
+    several = shifts(run, task, rows=7, heads=0, controls=3)
+    single = [shifts(run, task, rows=7, heads=0, controls=1, seed=seed) for seed in range(3)]
+    assert single[0].draws is None and single[0].drawn("mean", "total").shape[0] == 1
+    for name in MEANS:
+        assert np.array_equal(getattr(several, name)["local"], getattr(single[0], name)["local"], equal_nan=True)
+        for which in NOTIONS:
+            draws = np.stack([getattr(one, name)[f"random_{which}"] for one in single])
+            np.testing.assert_array_equal(several.drawn(name, which), draws)
+            np.testing.assert_allclose(getattr(several, name)[f"random_{which}"], draws.mean(0), rtol=1e-12)
+    assert not np.array_equal(several.drawn("mean", "local")[0], several.drawn("mean", "local")[1])
+    assert "mean of 3 draws" in several.random_words() and "one draw" in single[0].random_words()
+
+
+def test_an_edit_is_beyond_random_ones_where_none_reaches_it(run: Run, task: Task) -> None:
+    table = shifts(run, task, rows=7, heads=0, controls=3)
+    draws = dict(table.draws or {})
+    own = table.mean["local"][None]
+    far, around = np.concatenate([2 * own, 3 * own]), np.concatenate([0.5 * own, 2 * own])
+    assert dataclasses.replace(table, draws={**draws, "mean/random_local": far}).beyond("local", "norm") == (12, 12)
+    assert dataclasses.replace(table, draws={**draws, "mean/random_local": around}).beyond("local", "norm") == (0, 12)
+    alike = np.concatenate([own * (1 - 1e-6), own * (1 - 2e-6)])  # but for rounding
+    assert dataclasses.replace(table, draws={**draws, "mean/random_local": alike}).beyond("local", "norm") == (0, 12)
 
 
 def test_closed_gates_move_nothing_at_all(make_model: MakeModel, task: Task, tmp_path: Path) -> None:
@@ -371,6 +407,7 @@ def test_bad_input_is_refused_before_any_pass(run: Run, task: Task, monkeypatch:
         "tokens": (0, "tokens must be an integer ≥ 1; got 0"),
         "batch_size": (True, "batch_size must be an integer ≥ 1; got True"),
         "seed": (0.5, "seed must be an integer ≥ 0; got 0.5"),
+        "controls": (0, "controls must be an integer ≥ 1; got 0"),
     }
     for name, (value, message) in bad.items():
         with pytest.raises(ValueError, match=message):
@@ -472,7 +509,7 @@ def test_planes_are_of_the_base_activations_and_arrows_are_total_shifts(run: Run
         assert plane.moved_share == pytest.approx((((moved - z) @ plane.components.T) ** 2).sum() / whole, rel=1e-5)
 
 
-def test_planes_are_kept_for_the_heads_that_write_most(run: Run, task: Task) -> None:
+def test_planes_are_kept_for_the_heads_whose_edit_is_largest(run: Run, task: Task) -> None:
     part = run.edit.site("heads")
     with torch.no_grad():
         for vector in part.vectors.values():
@@ -487,6 +524,26 @@ def test_planes_are_kept_for_the_heads_that_write_most(run: Run, task: Task) -> 
     every = shifts(run, task, rows=7, heads=100, tokens=5)
     assert len(every.plane_heads) == 8 and not any(label.startswith("L1") for label in every.plane_heads)
     assert every.plane_heads[:2] == table.plane_heads
+
+
+def test_planes_are_kept_for_the_heads_that_move_most_for_their_size(
+    make_model: MakeModel, task: Task, tmp_path: Path
+) -> None:
+    """Heads 0 and 1 have ten times the z, and a hundred times the W_O: equal offsets write most and move least."""
+    model = make_model()
+    with torch.no_grad():
+        for block in model.hf.model.layers:
+            block.self_attn.v_proj.weight[:8] *= 10  # of the key-value head that both share
+            block.self_attn.o_proj.weight[:, :16] *= 100
+    edit = made(model, operations="add", gates="none")
+    with torch.no_grad():
+        offsets = edit.site("heads").vectors["additive"]
+        offsets.div_(offsets.norm(dim=-1, keepdim=True))
+    table = shifts(run_of(model, edit, tmp_path), task, rows=7, heads=4, tokens=5)
+    assert set(table.plane_heads) == {"L0H2", "L0H3", "L1H2", "L1H3"} == set(table.top(4, "local", "norm"))
+    written = torch.einsum("hd,hdm->hm", offsets[0].detach(), output_weights(model, 0)).norm(dim=-1)
+    assert written[:2].min() > 10 * written[2:].max()
+    assert table.planes_by == "local ‖Δz‖/‖z‖"
 
 
 def test_drawn_tokens_are_even_and_never_first() -> None:

@@ -11,7 +11,15 @@ import pytest
 from jaxtyping import Float
 
 from jola_interp.analysis.effects import Effects, Gate
-from jola_interp.analysis.tables import NotMeasuredError, about_table, load_table, read_table, save_table, write_table
+from jola_interp.analysis.tables import (
+    NotMeasuredError,
+    about_table,
+    load_table,
+    read_table,
+    save_table,
+    stored,
+    write_table,
+)
 from jola_interp.runs import edit_digest
 from tests.runs_by_hand import make_run
 
@@ -90,6 +98,22 @@ def test_a_table_of_another_edit_is_refused(tmp_path: Path) -> None:
         load_table(run, "shifts", Sample)
 
 
+def test_what_an_earlier_version_did_not_measure_is_none(tmp_path: Path) -> None:
+    write_table(sample(), tmp_path / "a", {})
+
+    @dataclasses.dataclass(frozen=True, eq=False)
+    class Later(Sample):
+        added: Float[np.ndarray, " layer"] | None = None
+
+    Later.__name__ = "Sample"
+    found = read_table(Later, tmp_path / "a")
+    assert found.added is None
+    assert_equal(found, sample())
+    write_table(dataclasses.replace(found, added=np.ones(2)), tmp_path / "b", {})
+    with pytest.raises(NotMeasuredError, match="another version"):  # nor does an earlier one read what it does not know
+        read_table(Sample, tmp_path / "b")
+
+
 def test_a_table_of_another_version_is_measured_anew(tmp_path: Path) -> None:
     write_table(sample(), tmp_path / "a", {})
 
@@ -100,3 +124,12 @@ def test_a_table_of_another_version_is_measured_anew(tmp_path: Path) -> None:
     Later.__name__ = "Sample"
     with pytest.raises(NotMeasuredError, match="another version"):
         read_table(Later, tmp_path / "a")
+
+
+def test_stored_gives_what_loading_gives_and_none_where_that_refuses(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert stored(run, "shifts", Sample) is None
+    save_table(run, "shifts", sample(), {"edit": edit_digest(run.edit)})
+    assert_equal(stored(run, "shifts", Sample), sample())
+    save_table(run, "shifts", sample(), {"edit": "another"})
+    assert stored(run, "shifts", Sample) is None

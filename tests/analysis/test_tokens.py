@@ -14,7 +14,7 @@ import torch
 from jola_interp.analysis.rows import output_weights
 from jola_interp.analysis.tables import read_table, write_table
 from jola_interp.analysis.token_strips import token_strip
-from jola_interp.analysis.token_texts import BROKEN, CARRIER, REST, token_texts, visible
+from jola_interp.analysis.token_texts import BROKEN, CARRIER, REST, token_name, token_texts, visible
 from jola_interp.analysis.tokens import Tokens, tokens, tokens_of
 from jola_interp.backends import attach
 from jola_interp.batching import encode_examples
@@ -190,6 +190,29 @@ def test_what_would_not_show_gets_a_sign() -> None:
     assert visible("\u0301") == f"{CARRIER}\u0301"  # an accent alone
     assert visible("\u202e") == "⟨202E⟩" and visible("\x00") == "⟨0⟩"  # else it would turn the line around
     assert visible("👩\u200d🚀") == "👩\u200d🚀" and visible("\u200d") == "⟨200D⟩"
+
+
+def test_white_space_of_a_token_is_visible(tokenizer: Any) -> None:
+    ids = tokenizer(" \n\tx").input_ids
+    assert [token_name(token, tokenizer) for token in ids] == ["·", "↵", "⇥", "x"]
+    assert token_name(10_000, tokenizer) == token_name(10_000, None) == "#10000"
+    assert token_name(tokenizer.eos_token_id, tokenizer) == "<eos>"
+    part = tokenizer("é").input_ids[0]  # half of a character
+    assert token_name(part, tokenizer) == tokenizer.convert_ids_to_tokens(part)
+
+
+def test_a_leading_space_survives_sentencepiece() -> None:
+    class Pieces:
+        def __len__(self) -> int:
+            return 2
+
+        def convert_ids_to_tokens(self, token: int) -> str:
+            return ("▁the", "▁")[token]
+
+        def decode(self, ids: list[int], **_: Any) -> str:
+            return ("the", "")[ids[0]]
+
+    assert [token_name(token, Pieces()) for token in range(2)] == ["·the", "·"]
 
 
 def test_free_text_is_all_prompt_with_or_without_a_wrapper(make_model: MakeModel, tmp_path: Path) -> None:

@@ -383,6 +383,48 @@ def test_exchanging_kinds_by_all_permutations_gives_p() -> None:
     assert _share("absolute", graded, graded > 0, 0).p == pytest.approx(2 / math.comb(8, 4), abs=0.02)
 
 
+def opened(only_additive: int, only_multiplicative: int, both: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sizes of so many heads of each status."""
+    counts = (only_additive, only_multiplicative, both)
+    return tuple(np.repeat(np.array([status], dtype=float), counts, axis=1) for status in ([1, 0, 1], [0, 1, 1]))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("counts", [(12, 3, 4), (9, 6, 0), (3, 12, 30), (6, 0, 2), (1, 0, 0), (0, 0, 5)])
+def test_the_count_of_kinds_has_an_interval_over_heads(tmp_path: Path, counts: tuple[int, int, int]) -> None:
+    """Tails of the binomial, summed up by hand; heads with both kinds tell nothing of which is the more frequent."""
+    table = sized(tmp_path, *opened(*counts))
+    share, (additive, other, both) = table.count_share(), counts
+    alone, gates = additive + other, additive + other + 2 * both
+    assert share.value == pytest.approx((additive + both) / gates) and (share.heads, share.gates) == (
+        sum(counts),
+        gates,
+    )
+    assert share.low <= share.value <= share.high
+
+    def tail(at_least: int, chance: float) -> float:
+        return sum(math.comb(alone, k) * chance**k * (1 - chance) ** (alone - k) for k in range(at_least, alone + 1))
+
+    low, high = ((end * gates - both) / max(alone, 1) for end in (share.low, share.high))
+    if additive:
+        assert tail(additive, low) == pytest.approx(0.025, rel=1e-6)
+    if other:
+        assert 1 - tail(additive + 1, high) == pytest.approx(0.025, rel=1e-6)
+    assert (share.p < 0.05) == (not share.low <= 0.5 <= share.high)
+    assert (
+        f"({share} of them additive: 95 %, exact binomial over the {alone} heads with one kind alone"
+        in table.sentence()
+    )
+
+
+def test_a_count_within_chance_is_no_answer(tmp_path: Path) -> None:
+    """Nine against six heads, though the nine write more."""
+    additive, multiplicative = opened(9, 6, 0)
+    table = sized(tmp_path, 100 * additive, multiplicative)
+    assert table.share().low > 0.5 and table.open("additive") > table.open("multiplicative")
+    assert table.answer() == "undecided" and "Count (undecided) and size (additive) differ" in table.sentence()
+    assert math.isnan(sized(tmp_path / "b", np.zeros((1, 2)), np.zeros((1, 2))).count_share().value)
+
+
 def test_sizes_that_go_with_number_alone_are_no_finding(tmp_path: Path) -> None:
     """Three quarters of the gates are additive and all are alike in size: the share is that of the count."""
     draws = np.random.default_rng(0)

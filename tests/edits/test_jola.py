@@ -146,3 +146,21 @@ def test_unknown_switches_are_named(field: str) -> None:
 def test_bad_switches_are_named(switches: dict[str, object], field: str) -> None:
     with pytest.raises(ValueError, match=field):
         JoLA(SHAPE, **switches)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("operations", ["both", "add", "multiply"])
+def test_what_acts_at_inference_is_what_passes_are_prepared_with(operations: str) -> None:
+    edit = JoLA(HeadShape(2, 4, 2, 8, 32), operations=operations, heads=["L0H1", "L1H3"])  # type: ignore[arg-type]
+    edit.initialise(torch.Generator().manual_seed(0))
+    acting = edit.at_inference("heads")
+    assert not any(vector.requires_grad for vector in acting.values())
+    for layer, (scale, shift) in enumerate(edit.prepare(Context(), torch.float32)["heads"]):
+        for found, prepared in ((acting.get("multiplicative"), scale), (acting.get("additive"), shift)):
+            assert (found is None) == (prepared is None)
+            if found is not None and prepared is not None:
+                assert torch.equal(found[layer] + (found is acting.get("multiplicative")), prepared)
+
+
+def test_heads_share_a_key_value_head_in_groups() -> None:
+    assert HeadShape(1, 8, 2, 4, 32).group == 4 and HeadShape(1, 8, 1, 4, 32).group == 8
+    assert HeadShape(1, 8, 8, 4, 32).group == 0  # every head has its own

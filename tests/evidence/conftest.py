@@ -25,7 +25,6 @@ def trained(make_model: Callable[..., Model], toy_task: Task, tmp_path: Path) ->
         model = make_model()
         settings: dict[str, Any] = {
             "preset": "selective",
-            "method": None,
             "max_steps": 12,
             "batch_size": 8,
             "evaluate": False,

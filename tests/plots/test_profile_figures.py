@@ -8,24 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jola_interp import _files, plots
-from jola_interp.analysis import profile as tables
-from jola_interp.convergence import FILE, Convergence
+from jola_interp import analysis as tables
+from jola_interp import plots
 from jola_interp.plots import profile as figures
 from jola_interp.plots.chart import Chart, Series
 from jola_interp.runs import Run
-from tests.runs_by_hand import make_run
+from tests.runs_by_hand import make_run, stamped
 
 NAMES = ["layer_profile", "thresholds", "budget", "closing", "gate_gap", "strip"]
-
-
-def stamped(run: Run) -> Run:
-    ce = {"sampled": 0.52, "expected": 0.51, "point": 0.505, "hard": 0.5}
-    stamp = Convergence(
-        gates=24, decided=20, sum_gate_lr=3.0, reach=0.1, ce=ce, sampled_se=0.002, stationarity=None, rows=32, draws=4
-    )
-    _files.write_json(run.path / FILE, stamp.to_dict())
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -50,6 +50,7 @@ def made(vectors: int = 6, tokens: int = 4, layers: int = 3, heads: int = 4, tas
         contrast="logit of a − logit of b", attribution=random.normal(size=grid).astype(np.float32),
         attribution_se=np.full(grid, 0.1, np.float32), contrast_base=np.zeros(6), contrast_edited=np.ones(6),
         attribution_null=random.normal(size=(*grid, 20)).astype(np.float32),
+        random_pearson=random.uniform(0.5, 1, (vectors, 3)).astype(np.float32) if task else None,
     )  # fmt: skip
 
 
@@ -79,8 +80,25 @@ def test_the_null_stands_in_every_panel() -> None:
         assert sorted(rule.at for rule in panel.rules) == pytest.approx([-extent, 0, extent])
     null, points = truth_chart(table).panels[0].series[:2]
     heads = table.of("head", "additive")
-    np.testing.assert_allclose(null.high, np.quantile(np.abs(heads.null_pearson), 0.95, axis=1), rtol=1e-6)
+    assert heads.random_pearson is not None
+    np.testing.assert_allclose(null.low, heads.random_pearson.min(1), rtol=1e-6)
+    np.testing.assert_allclose(null.high, heads.random_pearson.max(1), rtol=1e-6)
     assert np.array_equal(points.y, heads.pearson) and points.labels == heads.labels
+    shown = table.of("head").top(9)
+    place = int(np.flatnonzero(shown.trusted)[0])
+    title = token_chart(table, "head", 9, 3).panels[place].title
+    assert f"(random {np.median(shown.random_pearson[place]):.2f})" in title
+
+
+def test_a_table_without_the_null_of_r_is_drawn_without_it() -> None:
+    earlier = replace(made(), random_pearson=None)
+    chart = truth_chart(earlier)
+    assert [series.name for series in chart.panels[0].series] == [
+        "heads, additive",
+        "heads, multiplicative",
+        "layers, all offsets",
+    ]
+    assert any("no null" in note for note in chart.notes) and not any("Thin bars" in note for note in chart.notes)
 
 
 def test_the_threshold_is_a_rule_and_every_kind_has_a_name() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jola_interp import plots
-from jola_interp.analysis.shifts import CLASSES, KINDS, LAYER_MEASURES, MEASURES, SOURCES, Shifts
+from jola_interp.analysis.shifts import CLASSES, KINDS, LAYER_MEASURES, MEANS, MEASURES, NOTIONS, SOURCES, Shifts
 from jola_interp.analysis.tables import NotMeasuredError, save_table
 from jola_interp.plots import shifts as figures
 from jola_interp.plots import style
@@ -149,6 +149,48 @@ def test_positions_are_means_of_groups_of_layers_beside_random(table: Shifts, wh
     assert not any(series.look == "points" for series in by_answer.series)
     assert [text for _, text in by_answer.x_ticks] == list(AROUND)
     assert [rule.at for rule in by_answer.rules] == [2.5]  # before "0"
+
+
+def test_every_random_line_stands_on_the_range_of_its_draws(table: Shifts) -> None:
+    factors = (0.5, 1.0, 1.5)
+    draws = {
+        f"{name}/random_{which}": np.stack([factor * getattr(table, name)[f"random_{which}"] for factor in factors])
+        for name in MEANS
+        for which in NOTIONS
+    }
+    several = dataclasses.replace(table, draws=draws)
+    by_place, by_answer = figures.positions_chart(several, "total").panels
+    for panel, first in ((by_place, 1), (by_answer, 0)):
+        band, line = named(panel, "random directions: range", "band"), named(panel, "all layers, random directions")
+        np.testing.assert_allclose((band.low, band.high), (0.5 * line.y, 1.5 * line.y))
+        assert len(band.x) == len(POSITIONS if first else AROUND) - first
+    for panel in figures.kinds_chart(several).panels:
+        points = named(panel, "all layers, random directions", "points")
+        np.testing.assert_allclose(points.arms, (0.5 * points.x, 1.5 * points.x))
+        assert panel.horizontal and named(panel, "all layers", "points").arms is None
+    for panel in figures.layers_chart(several).rows[0]:
+        for which in NOTIONS:
+            line, band = (
+                named(panel, f"{which}, random directions"),
+                named(panel, f"{which}, random directions: range", "band"),
+            )
+            np.testing.assert_allclose((band.low, band.high), (0.5 * line.y, 1.5 * line.y))
+    sheet = figures.maps_sheet(several, "total", "norm")
+    assert all("largest draw" in panel.hover for panel in sheet.rows[1])
+    outside, heads = several.beyond("total", "norm")
+    assert heads == 24 and any(f"{outside} of 24; 12 would be by chance" in note for note in sheet.notes)
+    for chart in (figures.positions_chart, figures.kinds_chart, figures.layers_chart):
+        notes = (chart(several, "total") if chart is figures.positions_chart else chart(several)).notes  # type: ignore[call-arg]
+        assert any("mean of 3 draws" in note for note in notes)
+    for draw in DRAWN:
+        for renderer in ("plotly", "matplotlib"):
+            draw(several, renderer=renderer)  # type: ignore[operator]
+
+
+def test_the_heads_of_planes_are_said_to_be_those_that_move_most(table: Shifts) -> None:
+    new = dataclasses.replace(table, planes_by="local ‖Δz‖/‖z‖")
+    assert any("those with the largest local ‖Δz‖/‖z‖." in note for note in figures.planes_chart(new).notes)
+    assert any("not relative to ‖z‖" in note for note in figures.planes_chart(table).notes)  # of an earlier version
 
 
 def test_kinds_that_do_not_occur_are_left_out(table: Shifts) -> None:
