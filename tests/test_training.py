@@ -291,7 +291,7 @@ def test_a_checkpoint_of_another_training_is_refused(make_model: MakeModel, toy_
         ({"penalty_schedule": "steep"}, "penalty_schedule must be one of"),
         ({"momentum": 0.9}, "unknown training field momentum"),
         ({"preset": "own"}, "preset must be one of selective, paper, reference"),
-        ({"edit": "lora2"}, "edit must be an Edit, a method or one of zero-shot, jola"),
+        ({"edit": "lora2"}, "edit must be an Edit, a method or one of zero-shot, few-shot"),
         ({"backend": "jax"}, "backend must be one of lens, hooks"),
         ({"wrapper": "no field"}, "wrapper must be one of"),
     ],
