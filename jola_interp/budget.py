@@ -23,12 +23,13 @@ gates are paid for being open, before they are lost.
 η falls with the gates' learning rate, because the ascent must not be faster than what it steers.
 
 The target falls slowly at first, while the vectors are still too small to say which head is worth its price, and slowly
-at last. Until the cut log α is held at or below ln 11, where the point gate is 1: a gate that has run off to +10 would
-take a hundred times the price, and as many steps, to be brought back, so that old heads would win over good ones.
+at last. Until the cut log α is held at or below ln 11, where the point gate is 1. The penalty's gradient goes with
+P(1 − P), which at +10 is a two-thousandth of what it is there: λ would have to grow by as much to reach a gate that has
+run off, and those that ran first would be kept instead of those that are worth most.
 
 The cut keeps the K heads with the largest 1 − Π (1 − P), of each the kinds whose inference gate is open, at least the
 likelier one, and shuts all other gates. log α becomes 12 + P for what is kept and −13 + P for what is shut, P being
-P(open) before: hard, point and expected gates then agree to 10⁻⁵ and rules such as ``top=8:p_open`` still find the
+P(open) before: hard, point and expected gates then agree within 10⁻⁵, and rules such as ``top=8:p_open`` still find the
 order in which heads were open. Every gate counts as decided from then on, by construction.
 """
 

@@ -124,7 +124,8 @@ def methods_command(
 
     frame = methods().to_frame(model)
     columns = list(frame) if as_json else [name for name in frame if name not in ("points", "note", "share")]
-    _print_rows(frame[columns].to_dict("records"), as_json)
+    rows = frame[columns].astype(object).where(frame[columns].notna(), None)
+    _print_rows(rows.to_dict("records"), as_json)
 
 
 @app.command()
@@ -207,7 +208,7 @@ def fit_command(
     given = {name: _or_none(name, value) for name, value in training.items() if value is not None}
     fields_in_file = _read_config(config) if config is not None else {}
     chosen = find_method(method, **dict(map(_read_option, option or [])))
-    settings = configuration.resolve(None, preset, {**chosen.train, **fields_in_file, **given})
+    settings = configuration.resolve(None, preset, {**chosen.fields(own=False), **fields_in_file, **given})
     sizes = {"n_train": n_train, "n_validation": n_validation, "n_test": n_test}
     rows = _load_rows(task, data, source, seed=data_seed, **sizes)
     base = load_model(model, dtype=dtype)

@@ -45,7 +45,7 @@ class TeacherTargets(AnswerTargets):
 
     def loss(self, model: Model, batch: Batch, validation: bool = False) -> Float[Tensor, ""]:
         logits = model.logits(batch.input_ids, batch.attention_mask, batch.keep, batch.prompt_mask)
-        log_q = _answer_logits(logits, batch).float().log_softmax(-1)  # [token, vocab]
+        log_q = answer_logits(logits, batch).float().log_softmax(-1)  # [token, vocab]
         known = self._validation if validation else self._train
         log_p = torch.cat([known[row] for row in batch.rows]).to(log_q)
         return (log_p.exp() * (log_p - log_q)).sum()
@@ -57,12 +57,12 @@ class TeacherTargets(AnswerTargets):
         for chosen in batches_of([len(row.ids) for row in rows], batch_size):
             batch = collate([rows[i] for i in chosen], pad, model.device)
             logits = model.logits(batch.input_ids, batch.attention_mask, batch.keep, batch.prompt_mask)
-            log_p = _answer_logits(logits, batch).float().log_softmax(-1)
+            log_p = answer_logits(logits, batch).float().log_softmax(-1)
             found |= dict(zip(batch.rows, log_p.split([rows[i].n_answer for i in chosen]), strict=True))
         return found
 
 
-def _answer_logits(logits: Float[Tensor, "batch kept vocab"], batch: Batch) -> Float[Tensor, "token vocab"]:
+def answer_logits(logits: Float[Tensor, "batch kept vocab"], batch: Batch) -> Float[Tensor, "token vocab"]:
     """Logits that predict an answer token, row after row."""
     predictions = logits[:, -batch.labels.shape[1] - 1 : -1]
     return predictions[batch.labels != IGNORED]

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import html
 import json
+import shutil
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -151,6 +152,11 @@ class Run:
         """Upload the Run (never its checkpoint) and return the address of the commit. Private unless you say so."""
         from huggingface_hub import HfApi
 
+        if "few-shot" in str((self.config["method"] or {}).get("name")) and not include_predictions:
+            raise ValueError(
+                "the prompt of a few-shot Run, in config.json, holds training rows: include_predictions=True uploads "
+                "text of the data"
+            )
         api = HfApi(token=token)
         api.create_repo(repo_id, private=private, exist_ok=True)
         files = [*SHARED_FILES, f"{TRANSFER}/*scores.json", f"{ANALYSIS}/*.safetensors"]
@@ -328,6 +334,8 @@ class Run:
         Use them on a bridge in its default mode: in compatibility mode a named hook is called once per alias.
         """
         context = Context()
+        if self.edit.on_weights:
+            raise ValueError(f"fwd_hooks: {type(self.edit).__name__} acts on weights, not at hook points: use attach()")
         if not self.edit.everywhere:
             raise ValueError(
                 f"fwd_hooks: this {type(self.edit).__name__} edits some tokens only, for which it needs the masks of a "
@@ -476,7 +484,7 @@ def require_replaceable(folder: Path) -> None:
     Raises:
         FileExistsError: it does.
     """
-    if not folder.exists() or all(path.name == STAGES for path in folder.iterdir()):
+    if not folder.exists() or not set(folder.iterdir()) - {folder / STAGES} and _only_ours(folder / STAGES):
         return
     if (folder / "checkpoint" / checkpoint.FILE).exists():
         return
@@ -486,16 +494,36 @@ def require_replaceable(folder: Path) -> None:
     raise FileExistsError(f"out: {folder} is not empty and holds no Run; choose another directory")
 
 
-def clear_run(folder: Path) -> None:
-    """Remove a Run's own files from its directory, and nothing else."""
+def clear_run(folder: Path, stages: bool = True) -> None:
+    """Remove a Run's own files from its directory, and nothing else; ``stages``: its method's trainings, too."""
     clear_scores(folder)
     for name in OWN_FILES:
         (folder / name).unlink(missing_ok=True)
+    for stage in _stages(folder) if stages else ():
+        shutil.rmtree(stage) if stage.is_dir() else stage.unlink()
+    with suppress(OSError):
+        (folder / STAGES).rmdir()
     for file in (folder / ANALYSIS).glob("*.safetensors"):
         file.unlink()
     with suppress(OSError):  # something of the user's is in it, or it is not there
         (folder / ANALYSIS).rmdir()
     checkpoint.remove(folder / "checkpoint")
+
+
+def _stages(folder: Path) -> list[Path]:
+    """What methods have left in ``stages/``: Runs, begun or finished, and their notes."""
+    own = folder / STAGES
+    found = [path for path in own.iterdir() if path.is_dir()] if own.is_dir() else []
+    runs = [
+        path
+        for path in found
+        if any((path / name).exists() for name in ("config.json", f"checkpoint/{checkpoint.FILE}"))
+    ]
+    return [*runs, *own.glob("*.json")]
+
+
+def _only_ours(stages: Path) -> bool:
+    return not stages.exists() or set(stages.iterdir()) == set(_stages(stages.parent))
 
 
 def clear_scores(folder: Path) -> None:

@@ -8,9 +8,8 @@ import hashlib
 import json
 import math
 import platform
-import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -28,6 +27,7 @@ from jola_interp.callbacks import Callback, LiveMap, Logger, TrainingState
 from jola_interp.checkpoint import Progress, Snapshot
 from jola_interp.config import DEFAULT_PRESET, PRESETS, TrainConfig, resolve
 from jola_interp.edits.base import Edit, Site
+from jola_interp.edits.composite import Composite
 from jola_interp.edits.jola import JoLA
 from jola_interp.evaluation.evaluator import evaluate
 from jola_interp.history import GateHistory
@@ -38,7 +38,6 @@ from jola_interp.models import Model, load_model, plain
 from jola_interp.objective import AnswerTargets, Objective, TeacherTargets
 from jola_interp.runs import (
     FORMAT,
-    STAGES,
     Run,
     clear_run,
     clear_scores,
@@ -124,8 +123,8 @@ def fit(
         TrainingDivergedError: a loss or gradient that is not finite; the state before it is kept.
     """
     method = _method_of(edit)
-    fields = {**(method.train if method and config is None else {}), **overrides}
-    settings = resolve(config, preset, fields)
+    fields = method.fields(own=config is not None) if method else {}
+    settings = resolve(config, preset, {**fields, **overrides})
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
     if resume and overwrite:
@@ -137,8 +136,11 @@ def fit(
     untrained = method.make(base, PRESETS[preset].edit) if method else copy.deepcopy(cast(Edit, edit))
     plan = _Plan(base, data, untrained, settings, preset, backend, teacher, method)
     folder = Path(out) if out is not None else plan.default_folder()
-    plan = _prepared(plan, folder, resume, overwrite)
-    run = _existing(folder, plan, resume, overwrite)
+    require_replaceable(folder)
+    run = _finished(plan, folder) if resume else None
+    if run is None:
+        plan = _prepared(plan, folder, resume, overwrite)
+        run = _existing(folder, plan, resume, overwrite)
     if run is None:
         watchers = [*callbacks, LiveMap()] if live else list(callbacks)
         run = _Trainer(plan, folder, list(loggers), watchers).run(resume)
@@ -165,18 +167,35 @@ def _method_of(edit: str | Edit | Method) -> Method | None:
 
 def _prepared(plan: _Plan, folder: Path, resume: bool, overwrite: bool) -> _Plan:
     """The plan with the edit that its method chooses or measures first; most methods have nothing to prepare."""
-    require_replaceable(folder)
-    if overwrite:
-        shutil.rmtree(folder / STAGES, ignore_errors=True)
     method = plan.method
     if method is None or method.prepare is None:
         return plan
+    if plan.teacher is not None:
+        raise ValueError(f"teacher: {method.name} chooses by the answers' own tokens; hand in the edit it would train")
     if (folder / "config.json").exists() and not (resume or overwrite):
         raise FileExistsError(_OCCUPIED.format(folder))
-    setup = Setup(plan.model, plan.task, plan.settings, plan.backend, folder, fit)
+    if overwrite:  # what stands there is gone from here on, and resume=True goes on with the new
+        clear_run(folder)
+    setup = Setup(plan.model, plan.task, plan.settings, plan.backend, folder, fit, plan.preset)
     edit = method.ready(setup)
     settings = dataclasses.replace(plan.settings, **setup.fields)
-    return _Plan(plan.model, plan.task, edit, settings, plan.preset, plan.backend, plan.teacher, method)
+    before = {name: plan.settings.to_dict()[name] for name in setup.fields}
+    return _Plan(plan.model, plan.task, edit, settings, plan.preset, plan.backend, plan.teacher, method, before)
+
+
+def _finished(plan: _Plan, folder: Path) -> Run | None:
+    """The finished Run of a method that prepares, made with the same settings: nothing is chosen or measured again."""
+    method, file = plan.method, folder / "config.json"
+    if method is None or method.prepare is None or not file.exists():
+        return None
+    if (folder / "checkpoint" / checkpoint.FILE).exists():
+        return None
+    found, expected = read_config(file), plan.description()
+    record = found["method"] or {}
+    found["train"] = {**found["train"], **record.get("before", {})}
+    same = {name: record.get(name) for name in ("name", "options")} == method.record()
+    alike = all(found[section] == expected[section] for section in ("preset", "backend", "model", "task", "train"))
+    return Run.load(folder, plan.model) if same and alike and found["status"] == "finished" else None
 
 
 class _Plan:
@@ -192,6 +211,7 @@ class _Plan:
         backend: BackendName,
         teacher: Edit | None = None,
         method: Method | None = None,
+        before: Mapping[str, Any] | None = None,
     ):
         if model.tokenizer is None:
             raise ValueError("the model has no tokenizer: load_model(model, tokenizer=...)")
@@ -203,6 +223,7 @@ class _Plan:
                 raise ValueError(f"task {task.name!r}: the {split} split is empty")
         self.model, self.task, self.edit, self.settings = model, task, edit, settings
         self.preset, self.backend, self.teacher, self.method = preset_name, backend, teacher, method
+        self.before = dict(before or {})  # training fields that the method changed, as they were
         BACKENDS[backend].ready(model)
         require_unedited(model, "fit")
         self.train = self._encode(task.train)
@@ -218,7 +239,8 @@ class _Plan:
         self.gate_steps = settings.gate_steps(self.n_steps) if "gates" in groups else 0
         if isinstance(edit, JoLA) and not edit.units_known:
             edit.set_units(unit_rms(model, self.train, list(edit.sites), backend))  # type: ignore[arg-type]
-        self.starting_tensors = edit_digest(edit) if edit.initialised else "drawn"
+        known = edit.initialised or isinstance(edit, Composite)  # some of whose parts may be
+        self.starting_tensors = edit_digest(edit) if known else "drawn"
 
     def _encode(self, rows: Sequence[Example]) -> list[Encoded]:
         settings = self.settings
@@ -275,7 +297,6 @@ class _Plan:
 
 def _existing(folder: Path, plan: _Plan, resume: bool, overwrite: bool) -> Run | None:
     """Check that ``folder`` can be trained in; a finished Run of the same plan is returned when resuming."""
-    require_replaceable(folder)
     config = folder / "config.json"
     begun = (folder / "checkpoint" / checkpoint.FILE).exists()
     if overwrite or not (config.exists() or begun):
@@ -330,7 +351,8 @@ class _Trainer:
             with suppress(FileNotFoundError):
                 self._restore(checkpoint.read(self.folder / "checkpoint", self.plan.identity))
         else:
-            clear_run(self.folder)
+            prepared = self.plan.method is not None and self.plan.method.prepare is not None
+            clear_run(self.folder, stages=not prepared)
         started, self.begun_at = time.perf_counter(), self.progress.step
         status = "finished"
         self.targets = self._targets()
@@ -598,7 +620,7 @@ class _Trainer:
             checkpoint.load_edit_tensors(self.edit, self.best)
         done: dict[str, Any] = {"steps": progress.step, "epochs": progress.epoch, "best_epoch": progress.best_epoch}
         done |= {"best_value": progress.best_value, "stopped": progress.stopped}
-        method = self.plan.method.record() if self.plan.method else None
+        method = {**self.plan.method.record(), "before": self.plan.before} if self.plan.method else None
         known = {"identity": self.plan.identity, "status": status, "progress": done, "method": method}
         config = {**self.plan.description(), **known}
         self.edit.requires_grad_(False).to("cpu")

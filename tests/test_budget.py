@@ -20,9 +20,10 @@ from jola_interp.config import TrainConfig, preset
 from jola_interp.edits import HeadShape, JoLA
 from jola_interp.evidence.case import open_case
 from jola_interp.methods.budget import BUDGET
-from jola_interp.models import Model
+from jola_interp.models import Model, load_model
 from jola_interp.runs import Run
-from jola_interp.tasks import Task
+from jola_interp.tasks import Example, Task
+from tests.conftest import build_hf
 from tests.runs_by_hand import make_run
 from tests.test_planted_head import trained
 
@@ -101,6 +102,22 @@ def test_the_planted_head_is_among_those_that_are_kept(head: int, tokenizer: Any
         assert abs(ce["hard"] - ce["expected"]) < 0.01
 
 
+@pytest.mark.parametrize("planted", [["L0H1", "L1H2"], ["L1H1", "L1H3"]])
+def test_heads_of_a_planted_edit_are_those_that_are_kept(planted: list[str], tokenizer: Any, tmp_path: Path) -> None:
+    """In a model wide enough (H·d_head < d_model) that no head can write what another does."""
+    model = load_model(build_hf("llama", hidden_size=96, head_dim=8), tokenizer=tokenizer)
+    teacher = JoLA(model.head_shape, gates="none", heads=planted, init_std=1.0)
+    teacher.initialise(torch.Generator().manual_seed(0))
+    rows = [Example(f"{i * 7919 % 1000:03d}?", f"{i * 31 % 97}", id=str(i)) for i in range(80)]
+    task = Task("planted", tuple(rows[:72]), tuple(rows[72:]), (), kind="text")
+    fields = {"max_steps": 150, "epochs": 1000, "patience": None, "wrapper": "{instruction}", "eos": False}
+    for kept in (2, 4):
+        run = small(
+            model, task, "jola", tmp_path / f"{kept}", target_heads=kept, teacher=teacher, batch_size=16, **fields
+        )
+        assert len(run.selected()) == kept and set(planted) <= set(run.selected())
+
+
 def test_vectors_train_on_after_the_cut_and_only_then_can_an_epoch_be_kept(
     make_model: MakeModel, toy_task: Task, tmp_path: Path
 ) -> None:
@@ -152,11 +169,11 @@ def steered(heads: int, gate_steps: int, learning_rate: float, scale: float) -> 
 @pytest.mark.parametrize("gate_steps", [65, 650])
 @pytest.mark.parametrize("heads", [4, 32, 128])
 def test_the_price_is_found_untuned(heads: int, gate_steps: int) -> None:
-    """Within a quarter at the end, whatever K, the number of steps, and what heads are worth."""
+    """Within a third at the end, whatever K, the number of steps, and what heads are worth."""
     for scale in (0.01, 1.0):
         count, target = steered(heads, gate_steps, 1.0, scale)[-1]
         assert target == pytest.approx(heads)
-        assert abs(math.log(count / heads)) < 0.25
+        assert 3 / 4 < count / heads < 4 / 3
 
 
 def test_heads_cost_while_there_are_too_many_and_are_paid_for_below() -> None:
@@ -337,7 +354,7 @@ def test_the_command_line_takes_numbers_and_shares() -> None:
 def test_the_method_trains_to_its_budget(make_model: MakeModel, toy_task: Task, tmp_path: Path) -> None:
     (method,) = BUDGET
     run = small(make_model(), toy_task, method(k=3), tmp_path / "run")
-    assert run.config["method"] == {"name": "jola-budget", "options": {"k": 3}}
+    assert {"name": "jola-budget", "options": {"k": 3}}.items() <= run.config["method"].items()
     assert run.config["train"]["target_heads"] == 3 and run.edit.inference == "hard"
     assert len(run.selected()) == 3
     same = small(make_model(), toy_task, JoLA(make_model().head_shape, **SELECTIVE), tmp_path / "same", target_heads=3)

@@ -37,7 +37,8 @@ def changed_training(run: Run) -> dict[str, Any]:
     is."""
     usual, train = config.preset(run.config["preset"]).train.to_dict(), run.config["train"]
     if (method := named_method(run)) is not None:
-        usual |= method.train
+        usual |= method.fields(own=False)
+        train = {**train, **run.config["method"].get("before", {})}  # what its preparation found out, it will again
     differing = {name for name, value in train.items() if name not in usual or usual[name] != value}
     if "penalty_schedule" in differing:
         differing.add("penalty")  # a schedule given alone may bring another penalty than the preset's
@@ -83,7 +84,8 @@ def command(run: Run) -> str | None:
         words += [flag, str(sizes[split])] if sizes[split] else []
     words += ["--method", method.name] if method is not None else []
     for name, value in options.items():
-        text = ",".join(value) if isinstance(value, list) else json.dumps(value).strip('"')
+        words_only = isinstance(value, list) and all(isinstance(part, str) for part in value)
+        text = ",".join(value) if words_only else json.dumps(value).strip('"')
         words += ["--option", f"{name}={text}"]
     words += ["--preset", recorded["preset"], "--backend", recorded["backend"]]
     for name, value in changed_training(run).items():

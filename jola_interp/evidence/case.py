@@ -176,7 +176,7 @@ def open_case(
             or other rows than the Run was trained on; no test rows; a number of steps below 1.
     """
     found = run if isinstance(run, Run) else Run.load(run)
-    if "heads" not in found.edit.masks() or not found.edit.log_alphas():
+    if not isinstance(found.edit, JoLA) or "heads" not in found.edit.masks() or not found.edit.log_alphas():
         raise ValueError(f"{found.path}: evidence is about heads that gates selected; this edit has none")
     if found.status != "finished":
         raise ValueError(f"{found.path} is {found.status}; evidence is about a finished Run (resume=True finishes it)")

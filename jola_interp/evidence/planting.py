@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self, get_args
@@ -16,12 +17,13 @@ from torch import Tensor
 from jola_interp import selection
 from jola_interp.activations import unit_rms
 from jola_interp.backends import attach, require_unedited
-from jola_interp.batching import batches_of, collate, pad_id
+from jola_interp.backends.restart import Recording, RestartError, recorded, restarted
+from jola_interp.batching import Batch, batches_of, collate, pad_id
 from jola_interp.edits.base import Context, HeadShape, Site, unit_label
 from jola_interp.edits.jola import JoLA, Operation
 from jola_interp.evidence.endpoint import encode_rows
 from jola_interp.evidence.symmetries import output_weight
-from jola_interp.objective import TeacherTargets
+from jola_interp.objective import answer_logits
 
 if TYPE_CHECKING:
     from jola_interp.backends import BackendName
@@ -203,11 +205,38 @@ class Ground:
 
     @torch.no_grad()
     def effect(self, edit: JoLA) -> float:
-        """KL(base with ``edit`` ‖ base), in nats per answer token."""
+        """KL(base with ``edit`` ‖ base), in nats per answer token. The base is read once, an edit from its layer on."""
+        layer = _first_layer(edit)
+        if layer is None:
+            return 0.0
+        base, total = self._base, 0.0
         with attach(edit.to(self.model.device), self.model, self.backend):
-            edited = TeacherTargets(self.model, self.rows, ())
-        total = sum(float(edited.loss(self.model, batch)) for batch in self._batches)
+            for batch, (recording, log_q) in zip(self._batches, base, strict=True):
+                with nullcontext() if recording is None else restarted(recording, layer):
+                    log_p = self._log_p(batch)
+                total += float((log_p.exp() * (log_p - log_q)).sum())
         return max(0.0, total / sum(batch.n_answer_tokens for batch in self._batches))
+
+    @cached_property
+    def _base(self) -> list[tuple[Recording | None, Float[Tensor, "token vocab"]]]:
+        """Each batch's pass without an edit, to go on from, and its log-probabilities at the answers.
+
+        The pass is None on architectures that cannot be restarted.
+        """
+        return [self._recorded(batch) for batch in self._batches]
+
+    @torch.no_grad()
+    def _recorded(self, batch: Batch) -> tuple[Recording | None, Float[Tensor, "token vocab"]]:
+        try:
+            with recorded(self.model) as recording:
+                return recording, self._log_p(batch)
+        except RestartError:
+            return None, self._log_p(batch)
+
+    def _log_p(self, batch: Batch) -> Float[Tensor, "token vocab"]:
+        """log p at every answer token, in float32."""
+        logits = self.model.logits(batch.input_ids, batch.attention_mask, batch.keep, batch.prompt_mask)
+        return answer_logits(logits, batch).float().log_softmax(-1)
 
     @cached_property
     def z(self) -> Float[Tensor, "layer token head d_head"]:
@@ -244,6 +273,13 @@ class Ground:
             gram = (z[:, other].T @ z[:, other]) * (host @ host.T)
             found.append(float(cross @ torch.linalg.pinv(gram, rtol=RANK, hermitian=True) @ cross / total))
         return np.array(found)
+
+
+def _first_layer(edit: JoLA) -> int | None:
+    """The lowest layer at which the edit has a vector that is not 0; None if there is none."""
+    acting = [vector.ne(0).flatten(1).any(1) for vector in edit.site("heads").vectors.values()]
+    layers = torch.stack(acting).any(0).nonzero()
+    return int(layers[0]) if len(layers) else None
 
 
 def _written(weight: Float[Tensor, "d_head d_model"], effect: Float[Tensor, " d_model"]) -> float:

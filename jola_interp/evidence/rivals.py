@@ -217,7 +217,10 @@ def _next(case: Case, forbidden: set[tuple[int, int]], k: int, place: int) -> He
     price = case.settings.penalty
     if case.settings.penalty_form == "mean":  # over the editable gates: with fewer of them each would cost more
         price *= int(mask.sum()) / before
-    run = case.retrain(f"rivals/k{k}/{place}-search", edit=edit, penalty=price)
+    budget = case.settings.target_heads
+    if budget is not None:
+        budget = min(int(mask.sum()), round(budget * before) if budget < 1 else int(budget))
+    run = case.retrain(f"rivals/k{k}/{place}-search", edit=edit, penalty=price, target_heads=budget)
     return most_open(run, k)
 
 

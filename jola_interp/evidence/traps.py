@@ -90,7 +90,8 @@ def noise_tax(case: Case, rates: Sequence[float] = RATES) -> dict[str, Any]:
     Only g·a acts, so gated and ungated edits want different rates; at one rate the comparison is none.
     """
     edits = {"gated": fresh(case.run.edit), "ungated": fresh(case.run.edit, gates="none")}
-    best = {name: _best_rate(case, edit, f"noise-tax/{name}", rates, penalty=0.0) for name, edit in edits.items()}
+    free = {"penalty": 0.0, "target_heads": None}
+    best = {name: _best_rate(case, edit, f"noise-tax/{name}", rates, **free) for name, edit in edits.items()}
     nll = {name: case.score(run).nll for name, (_, run) in best.items()}
     tax = paired(nll["gated"] - nll["ungated"])
     return {"tax": tax.to_dict(), "nll": {name: float(values.mean()) for name, values in nll.items()}} | _rates(

@@ -14,13 +14,13 @@ from jola_interp.models import Model
 K = 32
 
 
-def gated_heads(model: Model, k: float = K) -> Edit:
-    """JoLA as the preset ``selective`` starts it, of which ``k`` heads (a share of them below 1) will be left.
+def gated_heads(model: Model, k: float = K, start: str = "selective") -> Edit:
+    """JoLA as the preset ``start`` starts it, of which ``k`` heads (a share of them below 1) will be left.
 
     Raises:
         ValueError: ``k`` below 1 head or above the number of heads.
     """
-    edit = JoLA(model.head_shape, **preset("selective").edit)
+    edit = JoLA(model.head_shape, **preset(start).edit)
     heads_to_keep(edit, k, "k")
     return edit
 
@@ -31,7 +31,7 @@ def with_target(setup: Setup, k: float = K) -> Edit:
     Raises:
         ValueError: ``k`` outside its range, or a ``target_heads`` in the training fields that is another.
     """
-    edit = gated_heads(setup.model, k)
+    edit = gated_heads(setup.model, k, setup.preset)
     if setup.settings.target_heads not in (None, k):
         raise ValueError(f"target_heads is the method's own: k={k}; got {setup.settings.target_heads}")
     setup.fields["target_heads"] = k

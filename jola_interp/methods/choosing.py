@@ -287,6 +287,7 @@ CHOOSING = (
         _subset,
         options={"k": K},
         train=SUBSET,
+        fixed={"gate_share": SUBSET["gate_share"]},
     ),
     Method(
         "chg",
@@ -295,6 +296,6 @@ CHOOSING = (
         "Causal head gating (arXiv 2505.13737), G⁻, §6.2",
         _gates,
         causal.closing,
-        train=causal.recipe(),
+        fixed=causal.recipe(),
     ),
 )

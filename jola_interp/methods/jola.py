@@ -27,14 +27,14 @@ def jola(model: Model, sites: str | Iterable[str] = ("heads",), **switches: Any)
 
 
 def gated(
-    name: str, equation: str, points: str, source: str, train: Mapping[str, Any] | None = None, **switches: Any
+    name: str, equation: str, points: str, source: str, fixed: Mapping[str, Any] | None = None, **switches: Any
 ) -> Method:
     """An ablation that keeps its gates, and the preset's starting values for them but for its own ``switches``."""
 
     def build(model: Model, **start: Any) -> Edit:
         return jola(model, **{**start, **switches})
 
-    return Method(name, equation, points, f"{PAPER} {source}", build, train=train or {}, preset_edit=True)
+    return Method(name, equation, points, f"{PAPER} {source}", build, fixed=fixed or {}, preset_edit=True)
 
 
 def ungated(name: str, equation: str, points: str, source: str, **switches: Any) -> Method:
@@ -43,9 +43,9 @@ def ungated(name: str, equation: str, points: str, source: str, **switches: Any)
     return Method(name, equation, points, f"{PAPER} {source}", build, train=UNGATED)
 
 
-def varied(name: str, what: str, source: str, train: Mapping[str, Any] | None = None, **switches: Any) -> Method:
+def varied(name: str, what: str, source: str, fixed: Mapping[str, Any] | None = None, **switches: Any) -> Method:
     """JoLA with one setting of its own."""
-    return gated(name, f"{EQUATION}, {what}", HEADS, source, train, **switches)
+    return gated(name, f"{EQUATION}, {what}", HEADS, source, fixed, **switches)
 
 
 EQUATION = "z' = (1 + g_m·m) ⊙ z + g_a·a"
@@ -56,13 +56,13 @@ SCHEDULES = tuple(
     for name in get_args(PenaltyScheduleName)
 )
 """The λ schedules, each at the preset's ``penalty`` as its scale and without a warm-up of λ beside it."""
-INFERENCE = tuple(
-    varied(f"jola-{name}", f"g = {symbol} at inference", source, inference=name)
-    for name, symbol, source in (
-        ("expected", "E[g]", "§3.2"),
-        ("point", "the point gate", "(released code)"),
-        ("hard", "1 where P(open) > 1/2, else 0", "(not in the paper)"),
-    )
+INFERENCE = (
+    varied("jola-expected", "g = E[g] at inference", "§3.2", inference="expected"),
+    varied("jola-point", "g = the point gate at inference", "(released code)", inference="point"),
+    dataclasses.replace(
+        varied("jola-hard", "g = 1 where P(open) > 1/2, else 0, at inference", "(not in the paper)", inference="hard"),
+        note="under the preset selective this is jola itself",
+    ),
 )
 SETTINGS = (
     varied("jola-slow-gates", "gate learning rate .05", "(not in the paper)", {"gate_lr": 0.05}),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jola_interp.config import TrainConfig
+from jola_interp.config import DEFAULT_PRESET, TrainConfig
 from jola_interp.edits.base import Edit
 from jola_interp.models import Model
 from jola_interp.runs import STAGES, Run
@@ -33,6 +33,7 @@ class Setup:
         backend: how activations are reached.
         folder: the Run's directory; trainings of its own go to ``stages/<name>`` in it.
         fit: trains an edit (:func:`jola_interp.fit`).
+        preset: the name of the preset that the settings started from.
         fields: training fields that the fitting found out, such as a prompt of its own.
     """
 
@@ -42,6 +43,7 @@ class Setup:
     backend: BackendName
     folder: Path
     fit: Stage
+    preset: str = DEFAULT_PRESET
     fields: dict[str, Any] = field(default_factory=dict)
 
     def train(self, edit: Edit, name: str, **changes: Any) -> Run:
@@ -53,8 +55,8 @@ class Setup:
         """
         rows = dataclasses.replace(self.task, test=())
         settings = dataclasses.replace(self.settings, **{"evaluate": False, **changes})
-        place = self.folder / STAGES / name
-        run = self.fit(self.model, rows, edit, settings, backend=self.backend, out=place, resume=True)
+        places: dict[str, Any] = {"preset": self.preset, "backend": self.backend, "out": self.folder / STAGES / name}
+        run = self.fit(self.model, rows, edit, settings, **places, resume=True)
         if run.status != "finished":
             raise KeyboardInterrupt(f"{run.path} is {run.status}; the same call with resume=True goes on")
         return run

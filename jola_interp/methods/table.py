@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,8 @@ class Method:
         build: (model, **options) to an untrained edit.
         prepare: (setup, **options) to the edit to train, for methods that first choose or measure something.
         options: what can be chosen, with the defaults.
-        train: training fields beside those of the preset.
+        train: training fields to start from, beside those of the preset; a configuration of one's own replaces them.
+        fixed: training fields without which it would be another method; a configuration of one's own keeps them.
         preset_edit: whether a preset's starting values for gates are its own too (JoLA and its gated ablations).
         on_weights: whether it needs a plain model of its own.
         note: what a reader of its numbers must know.
@@ -49,12 +51,16 @@ class Method:
     prepare: Prepare | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     train: Mapping[str, Any] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
     preset_edit: bool = False
     on_weights: bool = False
     note: str = ""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", {name: self._plain(name, value) for name, value in self.options.items()})
+
     def __call__(self, **options: Any) -> Method:
-        """With other options. Raises ValueError on one that the method does not have."""
+        """With other options. Raises ValueError on one that the method does not have, or that JSON cannot hold."""
         if unknown := sorted(options.keys() - self.options.keys()):
             known = ", ".join(self.options) or "none"
             raise ValueError(f"method {self.name!r} has no option {', '.join(unknown)}; it has: {known}")
@@ -65,11 +71,13 @@ class Method:
         gates = dict(start or {}) if self.preset_edit else {}
         return self.build(model, **gates, **self.options)
 
-    def ready(self, setup: Setup, start: Mapping[str, Any] | None = None) -> Edit:
+    def ready(self, setup: Setup) -> Edit:
         """The edit that is to be trained: prepared, where the method has to choose or measure something first."""
-        if self.prepare is None:
-            return self.make(setup.model, start)
-        return self.prepare(setup, **self.options)
+        return self.make(setup.model) if self.prepare is None else self.prepare(setup, **self.options)
+
+    def fields(self, own: bool) -> dict[str, Any]:
+        """Training fields that it brings; ``own`` says that there is a configuration of one's own."""
+        return {**({} if own else self.train), **self.fixed}
 
     def n_parameters(self, model: Model) -> int:
         """How many numbers train."""
@@ -78,6 +86,16 @@ class Method:
     def record(self) -> dict[str, Any]:
         """What a Run keeps of it."""
         return {"name": self.name, "options": dict(self.options)}
+
+    def _plain(self, name: str, value: Any) -> Any:
+        """``value`` as a Run's JSON gives it back."""
+        found = list(value) if isinstance(value, tuple | range | set | frozenset) else value
+        try:
+            return json.loads(json.dumps(found))
+        except TypeError as error:
+            raise ValueError(
+                f"method {self.name!r}: option {name} must be a number, a text, None or a list of these; got {value!r}"
+            ) from error
 
 
 class Methods(dict[str, Method]):
@@ -95,7 +113,8 @@ class Methods(dict[str, Method]):
             for row, found in zip(rows, self.values(), strict=True):
                 row["parameters"] = _counted(found, target)
                 row["share"] = None if row["parameters"] is None else row["parameters"] / total
-        return pd.DataFrame(rows)
+        frame = pd.DataFrame(rows)
+        return frame if model is None else frame.astype({"parameters": "Int64"})
 
     def _row(self, found: Method) -> dict[str, Any]:
         options = ", ".join(f"{name}={value}" for name, value in found.options.items())

@@ -14,7 +14,11 @@ import torch
 
 import jola_interp as ji
 from jola_interp import selection
+from jola_interp.backends import attach
+from jola_interp.backends.restart import RestartError
+from jola_interp.edits.jola import JoLA
 from jola_interp.evidence import calibration as module
+from jola_interp.evidence import planting as planting_module
 from jola_interp.evidence.calibration import Calibration, Trial, calibrate
 from jola_interp.evidence.planting import Ground, PlantedGate, Prior, default_prior, plant, prior_of
 from jola_interp.models import Model, load_model
@@ -91,6 +95,26 @@ def test_only_planted_heads_are_edited_and_nothing_planted_changes_nothing(groun
         assert acting == {entry for entry in planted if entry[0] == operation}
     empty = plant(ground, default_prior(ground.shape), 0, drawn())
     assert empty.gates == () and ground.effect(empty.teacher) == 0
+
+
+@pytest.mark.parametrize("restarts", [True, False])
+def test_the_worth_of_an_edit_is_the_kl_of_two_whole_passes(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch, restarts: bool
+) -> None:
+    if not restarts:
+
+        def refused(*_: Any, **__: Any) -> Any:
+            raise RestartError("this architecture cannot be restarted")
+
+        monkeypatch.setattr(planting_module, "recorded", refused)
+    for layer in range(ground.shape.layers):
+        edit = JoLA(ground.shape, gates="none", heads=[(layer, 1)], init_std=0.3).initialise(torch.Generator())
+        with attach(edit, ground.model, "hooks"):
+            teacher = TeacherTargets(ground.model, ground.rows, ())
+        whole = sum(float(teacher.loss(ground.model, batch)) for batch in ground._batches)
+        tokens = sum(batch.n_answer_tokens for batch in ground._batches)
+        assert whole > 0
+        assert ground.effect(edit) == pytest.approx(whole / tokens, rel=1e-4)
 
 
 def test_in_bfloat16_too_a_student_that_says_what_the_teacher_says_costs_nothing(ground: Ground) -> None:

@@ -93,7 +93,7 @@ def test_exactly_k_heads_are_edited_and_the_size_is_known_before(
     assert run.edit.n_parameters() == method.n_parameters(model)
     acting = run.edit.chosen() if isinstance(run.edit, Subset) else heads_of(run)
     assert len(set(acting)) == k
-    assert run.config["method"] == {"name": name, "options": dict(method.options)}
+    assert run.config["method"] == {"name": name, "options": dict(method.options), "before": {}}
 
 
 @pytest.mark.parametrize("name", list(METHODS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 
 import jola_interp as ji
 from jola_interp import Task, fit
+from jola_interp.analysis import recipe
+from jola_interp.methods import Setup
 from jola_interp.models import Model
 from jola_interp.runs import Run
 
@@ -69,3 +72,63 @@ def test_bad_names_and_options_are_named() -> None:
         ji.method("nothing")
     with pytest.raises(ValueError, match="method 'jola' has no option k; it has: gates, "):
         ji.method("jola", k=3)
+
+
+def test_a_finished_run_of_a_method_that_prepares_is_returned_without_preparing(
+    make_model: MakeModel, toy_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, name = make_model(), fitting("lofit")
+    first = small(model, toy_task, name, tmp_path / "run", evaluate=False)
+    shutil.rmtree(tmp_path / "run" / "stages")  # as after a download
+    monkeypatch.setattr(Setup, "train", lambda *_, **__: pytest.fail("a stage was trained again"))
+    again = small(model, toy_task, name, tmp_path / "run", evaluate=False, resume=True)
+    assert again.config == first.config
+    with pytest.raises(pytest.fail.Exception, match="trained again"):  # other options are another Run
+        small(model, toy_task, name(k=3), tmp_path / "run", evaluate=False, resume=True)
+
+
+def test_overwriting_begins_with_nothing_and_takes_only_what_is_the_packages(
+    make_model: MakeModel, toy_task: Task, tmp_path: Path
+) -> None:
+    model, out = make_model(), tmp_path / "run"
+    small(model, toy_task, fitting("lofit"), out, evaluate=False)
+    (out / "stages" / "mine").mkdir()
+    (out / "stages" / "mine" / "notes.txt").write_text("keep")
+    run = small(model, toy_task, fitting("norm-heads"), out, evaluate=False, overwrite=True)
+    assert run.config["method"]["name"] == "norm-heads"
+    small(model, toy_task, "attention", out, evaluate=False, overwrite=True)
+    assert [path.name for path in (out / "stages").iterdir()] == ["mine"]
+    other = tmp_path / "other"
+    (other / "stages" / "mine").mkdir(parents=True)
+    with pytest.raises(FileExistsError, match="holds no Run"):
+        small(model, toy_task, "attention", other, evaluate=False, overwrite=True)
+
+
+def test_what_makes_a_method_stays_under_a_configuration_of_ones_own(
+    make_model: MakeModel, toy_task: Task, tmp_path: Path
+) -> None:
+    config = ji.TrainConfig(max_steps=1, evaluate=False, lr=0.003, wrapper="plain")
+    run = fit(make_model(), toy_task, "jola-lambda-linear", config, out=tmp_path / "run")
+    assert (run.config["train"]["penalty_schedule"], run.config["train"]["lr"]) == ("linear", 0.003)
+
+
+def test_options_are_kept_as_json_gives_them_back() -> None:
+    assert ji.method("loreft", layers=range(2, 4)).options["layers"] == [2, 3]
+    with pytest.raises(ValueError, match="option layers must be a number"):
+        ji.method("loreft", layers=object())
+
+
+@pytest.mark.parametrize("name", ["repe", "few-shot", "loreft", "lofit"])
+def test_the_recipe_of_a_run_makes_it_again(make_model: MakeModel, toy_task: Task, tmp_path: Path, name: str) -> None:
+    run = small(make_model(), toy_task, fitting(name), tmp_path / "run", evaluate=False)
+    lines = recipe.python_lines(run)
+    compile(lines, "recipe", "exec")
+    assert "wrapper='plain'" in lines and "row 3" not in lines
+    run.config["model"]["source"] = "smollm2-135m"
+    assert f"--method {name}" in (recipe.command(run) or "")
+
+
+def test_an_edit_of_weights_has_no_hooks_to_hand_out(make_model: MakeModel, toy_task: Task, tmp_path: Path) -> None:
+    run = small(make_model(), toy_task, "lora", tmp_path / "run", evaluate=False)
+    with pytest.raises(ValueError, match="LoRA acts on weights"):
+        run.fwd_hooks()
