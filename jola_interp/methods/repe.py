@@ -116,6 +116,8 @@ def wrong_answer(task: Task, row: Example, generator: np.random.Generator) -> st
     """
     if task.kind == "choice":
         others = [option for option in task.options_of(row) if option != row.answer]
+        if not others:
+            raise ValueError(f"task {task.name!r}: a training row has no option but the right one, {row.answer!r}")
         return others[generator.integers(len(others))]
     accepted = {row.answer, *row.references}
     start = int(generator.integers(len(task.train)))

@@ -109,7 +109,9 @@ def test_the_run_is_scored_with_the_prompt_on_both_sides(make_model: MakeModel, 
     assert ji.evaluate(again, toy_task, model, save=False)["edited"] == run.scores["edited"]
 
 
-def test_a_prompt_that_was_begun_goes_on(make_model: MakeModel, toy_task: Task, tmp_path: Path) -> None:
+def test_a_finished_prompt_is_returned_though_its_settings_have_become_others(
+    make_model: MakeModel, toy_task: Task, tmp_path: Path
+) -> None:
     model = make_model()
     first = prompted(model, toy_task, tmp_path, k=2)
     again = fit(model, toy_task, ji.method("few-shot", k=2), out=tmp_path, backend="hooks", resume=True, **FIELDS)  # type: ignore[arg-type]
