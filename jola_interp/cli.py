@@ -93,8 +93,10 @@ def demo(
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted demo stopped.")] = False,
 ) -> None:
     """Train JoLA on SmolLM2-135M and 200 generated examples, offline, and draw what it chose (a few minutes)."""
+    from jola_interp.report import report as write
+
     run = demo_run(out, resume)
-    _print_run(run, [*_draw(run), _report(run, None)])
+    _print_run(run, [*_draw(run), write(run)])
 
 
 def demo_run(out: Path, resume: bool = False) -> Run:
@@ -465,12 +467,13 @@ def show(
 
 @app.command()
 def report(
-    run: RunPath, out: Annotated[Path | None, typer.Option(help="The HTML file; default: in the Run.")] = None
+    runs: Annotated[list[Path], typer.Argument(help="Directories of Runs.")],
+    out: Annotated[Path | None, typer.Option(help="The HTML file; default: in the Run, if there is one only.")] = None,
 ) -> None:
-    """Write one self-contained HTML file with scores, settings and figures."""
-    from jola_interp.runs import Run
+    """Write one self-contained HTML file about a Run, or about several side by side."""
+    from jola_interp.report import report as write
 
-    typer.echo(str(_report(Run.load(run), out)))
+    typer.echo(str(write(runs, out)))
 
 
 # -- options of `fit`, one per training field ----------------------------------------------------------------------
@@ -736,12 +739,6 @@ def _draw(run: Run) -> list[Path]:
         "loss": plots.loss,
     }
     return [plots.save(draw(run, renderer="matplotlib"), folder / f"{name}.png") for name, draw in drawers.items()]
-
-
-def _report(run: Run, out: Path | None) -> Path:
-    from jola_interp.report import report as write
-
-    return Path(write(run, out))
 
 
 app.command("fit")(_with_training_options(fit_command))
