@@ -18,7 +18,7 @@ from jola_interp import selection
 from jola_interp.activations import unit_rms
 from jola_interp.backends import attach, require_unedited
 from jola_interp.backends.restart import Recording, RestartError, recorded, restarted
-from jola_interp.batching import Batch, batches_of, collate, pad_id
+from jola_interp.batching import Batch, Encoded, batches_of, collate, pad_id
 from jola_interp.edits.base import Context, HeadShape, Site, unit_label
 from jola_interp.edits.jola import JoLA, Operation
 from jola_interp.evidence.endpoint import encode_rows
@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from jola_interp.tasks import Task
 
 ROWS = 32
-"""Training rows on which effects are measured."""
+"""Training rows that are read, at most."""
+ANSWER_TOKENS = 256
+"""Effects are measured on as many of the rows as hold so many answer tokens."""
 TOKENS = 256
 """Tokens whose z says which head could host a scale of another."""
 EXCHANGEABLE = 0.99
@@ -195,8 +197,9 @@ class Ground:
         self.model, self.backend, self.shape = model, backend, model.head_shape
         self.rows = encode_rows(model, task, task.train[:ROWS], settings)
         pad = pad_id(model.tokenizer)
-        places = batches_of([len(row.ids) for row in self.rows], 16)
-        self._batches = [collate([self.rows[i] for i in chosen], pad, model.device) for chosen in places]
+        measured = _first_with(self.rows, ANSWER_TOKENS)
+        places = batches_of([len(row.ids) for row in measured], 16)
+        self._batches = [collate([measured[i] for i in chosen], pad, model.device) for chosen in places]
 
     @cached_property
     def rms(self) -> Float[Tensor, "layer head"]:
@@ -273,6 +276,12 @@ class Ground:
             gram = (z[:, other].T @ z[:, other]) * (host @ host.T)
             found.append(float(cross @ torch.linalg.pinv(gram, rtol=RANK, hermitian=True) @ cross / total))
         return np.array(found)
+
+
+def _first_with(rows: Sequence[Encoded], tokens: int) -> Sequence[Encoded]:
+    """The first rows that hold so many answer tokens together; all of them where they hold less."""
+    totals = np.cumsum([row.n_answer for row in rows])
+    return rows[: int(np.searchsorted(totals, tokens)) + 1]
 
 
 def _first_layer(edit: JoLA) -> int | None:

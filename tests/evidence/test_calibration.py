@@ -16,6 +16,7 @@ import jola_interp as ji
 from jola_interp import selection
 from jola_interp.backends import attach
 from jola_interp.backends.restart import RestartError
+from jola_interp.batching import Encoded
 from jola_interp.edits.jola import JoLA
 from jola_interp.evidence import calibration as module
 from jola_interp.evidence import planting as planting_module
@@ -72,6 +73,12 @@ def drawn(seed: int = 0) -> np.random.Generator:
 
 
 # -- planting ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("tokens", "expected"), [(1, 1), (7, 1), (8, 2), (20, 3), (99, 3)])
+def test_effects_are_measured_on_as_few_rows_as_hold_enough_answer_tokens(tokens: int, expected: int) -> None:
+    rows = [Encoded(tuple(range(10)), 3, row) for row in range(3)]
+    assert len(planting_module._first_with(rows, tokens)) == expected
 
 
 def test_each_planted_gate_is_worth_what_was_asked_for_and_is_of_the_size_it_says(ground: Ground) -> None:
