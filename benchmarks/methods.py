@@ -7,8 +7,8 @@
 
 1. --grid: each method at the three learning rates of GRID, on one pair of seed and data draw. The one with the lowest
    cross-entropy on validation rows is taken; a best one at an end of its three says that the grid may have missed a
-   better one. What has no learning rate has no trials. Without --grid the rates of an earlier grid in --out are taken,
-   or else the method's own.
+   better one. What has no learning rate has no trials. Without --grid the rates of an earlier grid in --out are taken
+   (of the same task, or of that of --rates), or else the method's own.
 2. Each method with its rate over the pairs: seed and data draw 42, 43, … All its test rows are scored by likelihood;
    with --generate they are answered in writing, too. The first pair is that of the grid, whose Run is taken over.
 3. --tables: grid.csv, methods.csv and methods.md (see `analysis.compare_methods`).
@@ -101,6 +101,8 @@ STATES = {True: "finished", False: "to do"}
 
 def main() -> None:
     options = read_options()
+    if options.grid and options.rates:
+        raise SystemExit("--grid and --rates contradict each other: pass one of them")
     subjects = [read_method(text) for text in options.methods]
     labels = [one.label for one in subjects]
     if twice := [label for label in labels if labels.count(label) > 1]:
@@ -130,6 +132,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--pairs", type=int, default=4, help="of seed and data draw")
     parser.add_argument("--grid", action="store_true", help="choose learning rates first")
+    parser.add_argument("--rates", metavar="TASK", help="take the rates that the grid in --out chose on this task")
     parser.add_argument("--generate", action="store_true", help="score written answers, too")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/methods"))
     parser.add_argument("--tables", type=pathlib.Path, help="where tables go; default: --out")
@@ -260,8 +263,10 @@ def trial(
 
 
 def known_rates(name: str, options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Method to the rate that an earlier grid chose."""
-    file = folder_of(name, options) / "rates.json"
+    """Method to the rate that an earlier grid chose, on this task or on that of --rates."""
+    file = folder_of(options.rates or name, options) / "rates.json"
+    if options.rates and not file.exists():
+        raise SystemExit(f"--rates: no grid of {options.rates} in {options.out}: there is no {file}")
     return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
 
 
@@ -272,7 +277,7 @@ def main_runs(model: ji.Model, name: str, subjects: list[Subject], options: argp
         task = load(name, seed, options)
         for subject in subjects:
             fields, out = rates.get(subject.tuned, {}), main_folder(name, subject, seed, options)
-            if seed == FIRST_SEED and fields:
+            if seed == FIRST_SEED and fields and not options.rates:
                 take_over(trial_folder(name, subject, fields, options), out)
             run = train(model, task, subject, fields, out, seed, options)
             score(run, task, model, options)

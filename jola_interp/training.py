@@ -31,6 +31,7 @@ from jola_interp.edits.composite import Composite
 from jola_interp.edits.jola import JoLA
 from jola_interp.evaluation.evaluator import evaluate
 from jola_interp.history import GateHistory
+from jola_interp.memory import PeakMemory
 from jola_interp.methods.registry import methods
 from jola_interp.methods.setup import Setup
 from jola_interp.methods.table import Method
@@ -353,7 +354,7 @@ class _Trainer:
         else:
             prepared = self.plan.method is not None and self.plan.method.prepare is not None
             clear_run(self.folder, stages=not prepared)
-        started, self.begun_at = time.perf_counter(), self.progress.step
+        started, self.begun_at, self.memory = time.perf_counter(), self.progress.step, PeakMemory(self.model.device)
         status = "finished"
         self.targets = self._targets()
         with self._attach() as attached, self._bar() as bar:
@@ -624,6 +625,7 @@ class _Trainer:
         known = {"identity": self.plan.identity, "status": status, "progress": done, "method": method}
         config = {**self.plan.description(), **known}
         self.edit.requires_grad_(False).to("cpu")
+        self.peak = self.memory.read()
         if status == "finished" and self.edit.log_alphas():
             self._measure_convergence()
         _files.write_jsonl(self.folder / "metrics.jsonl", self.rows)
@@ -637,6 +639,7 @@ class _Trainer:
         return {
             "train_seconds": round(seconds, 3),
             "steps": self.progress.step - self.begun_at,  # fewer than all where the training was resumed
+            "peak_memory_bytes": self.peak,
             "host": platform.node(),
             "platform": platform.platform(),
             "torch": torch.__version__,

@@ -35,6 +35,7 @@ FLOORS = {
     "callbacks": 3,
     "checkpoint": 3,
     "objective": 3,
+    "memory": 3,
     "convergence": 3,
     "activations": 3,
     "analysis": 4,

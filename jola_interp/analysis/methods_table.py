@@ -448,7 +448,7 @@ def _facts(runs: Mapping[PairOf, Run], reference: Mapping[PairOf, Run]) -> Metho
     name, options = _method_of(first)
     ratios = [_seconds_ratio(run, reference[pair]) for pair, run in runs.items() if pair in reference]
     known = [ratio for ratio in ratios if not math.isnan(ratio)]
-    peaks = [float(run.timing.get("peak_memory_bytes", math.nan)) for run in runs.values()]
+    peaks = [_peak(run) for run in runs.values()]
     return MethodFacts(
         name=name,
         options=options,
@@ -460,6 +460,12 @@ def _facts(runs: Mapping[PairOf, Run], reference: Mapping[PairOf, Run]) -> Metho
         seconds_ratio=_mean(known) if known else math.nan,
         peak_memory=max(peaks) if not any(map(math.isnan, peaks)) else math.nan,
     )
+
+
+def _peak(run: Run) -> float:
+    """NaN where it was not measured."""
+    found = run.timing.get("peak_memory_bytes")
+    return math.nan if found is None else float(found)
 
 
 def _heads(run: Run) -> float:
