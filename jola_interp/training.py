@@ -36,7 +36,8 @@ from jola_interp.methods.registry import methods
 from jola_interp.methods.setup import Setup
 from jola_interp.methods.table import Method
 from jola_interp.models import Model, load_model, plain
-from jola_interp.objective import AnswerTargets, Objective, TeacherTargets
+from jola_interp.objective import AnswerTargets, TeacherTargets
+from jola_interp.optimisation import make_objective, make_optimizer, rate_factors, streams
 from jola_interp.runs import (
     FORMAT,
     Run,
@@ -48,7 +49,6 @@ from jola_interp.runs import (
     require_replaceable,
     write_run,
 )
-from jola_interp.schedules import PenaltySchedule, learning_rate_factor
 from jola_interp.tasks import Example, Task, load_task
 
 if TYPE_CHECKING:
@@ -256,28 +256,9 @@ class _Plan:
 
     def description(self) -> dict[str, Any]:
         """``config.json`` but for status and progress."""
-        model, task = self.model, self.task
-        source = model.source if model.source == model.name else None
-        return {
-            "format": FORMAT,
-            "jola_interp": __version__,
-            "preset": self.preset,
-            "backend": self.backend,
-            "model": {**model.identity(), "source": source},
-            "task": {
-                "name": task.name,
-                "kind": task.kind,
-                "metric": task.metric,
-                "sizes": task.sizes,
-                "fingerprint": task.fingerprint,
-                "source": task.source,
-                "seed": task.seed,
-                "cut": self.cut,
-                "teacher": None if self.teacher is None else edit_digest(self.teacher),
-            },
-            "edit": edit_settings(self.edit),
-            "train": self.settings.to_dict(),
-        }
+        return describe(
+            self.model, self.task, self.edit, self.settings, self.preset, self.backend, self.cut, self.teacher
+        )
 
     @property
     def identity(self) -> str:
@@ -294,6 +275,33 @@ class _Plan:
                 record = json.dumps([digest, self.method.record()], sort_keys=True)
                 digest = hashlib.sha256(record.encode()).hexdigest()
         return Path("runs") / self.task.name / f"{name}-s{self.settings.seed}-{digest[:8]}"
+
+
+def describe(
+    model: Model, task: Task, edit: Edit, settings: TrainConfig, preset: str, backend: str,
+    cut: Mapping[str, int] | None = None, teacher: Edit | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """What ``config.json`` says of a training's model, rows, edit and settings; ``cut``: rows that lost their start."""
+    return {
+        "format": FORMAT,
+        "jola_interp": __version__,
+        "preset": preset,
+        "backend": backend,
+        "model": {**model.identity(), "source": model.source if model.source == model.name else None},
+        "task": {
+            "name": task.name,
+            "kind": task.kind,
+            "metric": task.metric,
+            "sizes": task.sizes,
+            "fingerprint": task.fingerprint,
+            "source": task.source,
+            "seed": task.seed,
+            "cut": dict(cut or {}),
+            "teacher": None if teacher is None else edit_digest(teacher),
+        },
+        "edit": edit_settings(edit),
+        "train": settings.to_dict(),
+    }
 
 
 def _existing(folder: Path, plan: _Plan, resume: bool, overwrite: bool) -> Run | None:
@@ -327,15 +335,14 @@ class _Trainer:
         self.plan, self.folder, self.settings = plan, folder, plan.settings
         self.model, self.edit = plan.model, plan.edit
         self.loggers, self.callbacks = loggers, callbacks
-        seeds = np.random.SeedSequence(self.settings.seed).generate_state(3, np.uint64)
-        start, gates, data = (torch.Generator().manual_seed(int(seed >> np.uint64(1))) for seed in seeds)
+        start, gates, data = streams(self.settings.seed)
         if not self.edit.initialised:
             self.edit.initialise(start)
         self.edit.to(self.model.device)
         self.gates_rng, self.data_rng = gates, data
         self.epoch_rng = data.get_state()
-        self.optimizer = self._optimizer()
-        self.objective = self._objective()
+        self.optimizer = make_optimizer(self.edit, self.settings)
+        self.objective = make_objective(self.edit, self.settings, plan.n_steps, plan.gate_steps, plan.heads)
         self.progress = Progress()
         self.best: dict[str, torch.Tensor] = {}
         self.rows: list[dict[str, Any]] = []
@@ -662,41 +669,9 @@ class _Trainer:
     def _tokenizer(self) -> Any:
         return self.model.tokenizer
 
-    def _optimizer(self) -> torch.optim.AdamW:
-        settings = self.settings
-        spread = math.sqrt(settings.lr_ratio)
-        rates = {"vectors": settings.lr, "additive": settings.lr * spread, "multiplicative": settings.lr / spread}
-        rates["gates"] = settings.gate_lr
-        groups = [
-            {"params": parameters, "lr": rates[name], "peak": rates[name], "group": name}
-            for name, parameters in self.edit.parameter_groups().items()
-        ] or [{"params": [torch.zeros(0)], "lr": 0.0, "peak": 0.0, "group": "none"}]  # nothing trains: no step is taken
-        return torch.optim.AdamW(
-            groups, betas=settings.adam_betas, eps=settings.adam_epsilon, weight_decay=settings.weight_decay
-        )
-
-    def _objective(self) -> Objective:
-        settings = self.settings
-        return Objective(
-            settings.penalty_form, self._schedule(), (settings.additive_weight, settings.multiplicative_weight)
-        )
-
-    def _schedule(self) -> PenaltySchedule | budget.HeadBudget:
-        """How λ moves: by the configuration's schedule, or by a budget on heads."""
-        settings, plan = self.settings, self.plan
-        warmup = settings.penalty_warmup_steps(plan.n_steps)
-        if plan.heads is None:
-            return PenaltySchedule(settings.penalty_schedule, settings.penalty, max(1, plan.n_steps), warmup)
-        falling = min(warmup or round(budget.ANNEAL * plan.gate_steps), plan.gate_steps)
-        total = int(self.edit.masks()["heads"].sum())
-        return budget.HeadBudget(plan.heads, total, settings.penalty, falling, settings.gate_lr)
-
     def _set_learning_rates(self) -> dict[str, float]:
-        settings, n_steps = self.settings, self.plan.n_steps
-        step, warmup = self.progress.step, settings.warmup_steps(n_steps)
-        shape = settings.gate_lr_schedule or settings.lr_schedule
-        vectors = learning_rate_factor(settings.lr_schedule, step, n_steps, warmup)
-        gates = 0.0 if self._gates_fixed else learning_rate_factor(shape, step, self.plan.gate_steps, warmup)
+        settings, plan = self.settings, self.plan
+        vectors, gates = rate_factors(settings, self.progress.step, plan.n_steps, plan.gate_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * (gates if group["group"] == "gates" else vectors)
         gated = any(group["group"] == "gates" for group in self.optimizer.param_groups)

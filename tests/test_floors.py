@@ -36,6 +36,7 @@ FLOORS = {
     "checkpoint": 3,
     "objective": 3,
     "memory": 3,
+    "optimisation": 3,
     "convergence": 3,
     "activations": 3,
     "analysis": 4,
@@ -47,6 +48,7 @@ FLOORS = {
     "report": 6,
     "study": 6,
     "hub": 6,
+    "hf_trainer": 6,
 }
 ABOVE_ALL = {"jola_interp", "jola_interp.__main__"}
 LONGEST, MOST = 80, 45  # lines of a function: of any, and of nine tenths of them
