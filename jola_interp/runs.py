@@ -24,10 +24,12 @@ from jola_interp.config import TrainConfig
 from jola_interp.edits.base import Context, Edit, HeadShape, Site
 from jola_interp.edits.jola import JoLA, Operation
 from jola_interp.history import GateHistory
-from jola_interp.models import Model, load_model
+from jola_interp.models import Model, load_model, plain
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from jola_interp.backends.traced import TracedEdit
 
 FORMAT = 5
 """Version of the directory's layout; a newer one is refused, an older one brought up to date when it is read."""
@@ -299,7 +301,8 @@ class Run:
                     recorded[field],
                     f"{found[field]} (the model)",
                 )
-        if found["fingerprint"] != recorded["fingerprint"]:
+        known = not next(model.hf.parameters()).is_meta  # weights that are not loaded cannot be compared
+        if known and found["fingerprint"] != recorded["fingerprint"]:
             warnings.warn(
                 f"the Run was trained on {recorded['name']} ({recorded['fingerprint'][:12]}), this is {model.name} "
                 f"({model.fingerprint[:12]}): same shape, other weights",
@@ -351,6 +354,27 @@ class Run:
             return edit_activation
 
         return [(hook_name(layer, site), hook_at(layer, site)) for layer, site in self.edit.points()]
+
+    def as_trace(
+        self,
+        model: Any = None,
+        heads: Iterable[str | tuple[int, int]] | None = None,
+        kinds: Iterable[Operation] | None = None,
+        strength: float = 1.0,
+    ) -> TracedEdit:
+        """The trained edit, or a part of it, for nnsight traces of your own (:mod:`jola_interp.backends.traced`).
+
+        Args:
+            model: an nnsight model, whose weights may be on NDIF alone; or what :meth:`attach` takes, which is wrapped
+                (loaded anew first, where it has been booted by TransformerLens).
+            heads, kinds, strength: as for :meth:`attach`.
+        """
+        from jola_interp.backends import traced
+
+        part, given = self.edit.restricted(heads, kinds, strength), traced.is_wrapped(model)
+        target = self.model_or(traced.unwrapped(model) if given else model)
+        target = target if given else plain(target)
+        return traced.trace_edit(part, target, model if given else traced.wrap(target))
 
     def generate(
         self,

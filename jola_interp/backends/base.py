@@ -1,4 +1,4 @@
-"""Attaching edits to a model: what both backends share."""
+"""Attaching edits to a model: what all backends share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -38,6 +38,10 @@ class Backend(ABC):
     @abstractmethod
     def insert(self, model: Model, layer: int, site: Site, transform: Transform) -> Callable[[], None]:
         """Run ``transform`` at a point from now on; returns what takes it away again."""
+
+    def opened(self, model: Model, edits: Sequence[Edit]) -> AbstractContextManager[None]:  # noqa: ARG002
+        """Entered before the first point of ``edits`` is inserted, and left after the last is taken away."""
+        return nullcontext()
 
 
 class Attachment:
@@ -110,6 +114,7 @@ def attached(edits: Sequence[Edit], model: Model, backend: Backend) -> Iterator[
     with ExitStack() as stack:
         present.extend(edits)
         stack.callback(_remove_edits, present, edits)
+        stack.enter_context(backend.opened(model, edits))
         handle = root.register_forward_pre_hook(attachment.begin_pass, with_kwargs=True)
         stack.callback(handle.remove)
         for index, edit in enumerate(edits):

@@ -38,12 +38,17 @@ class HooksBackend(Backend):
         return model.hf
 
     def insert(self, model: Model, layer: int, site: Site, transform: Transform) -> Callable[[], None]:
-        shape = model.head_shape
-        if site == "heads":
-            return model.o_proj(layer).register_forward_pre_hook(_on_z(transform, shape.heads, shape.d_head)).remove
-        module = model.o_proj(layer) if site == "attention" else model.component(layer, OUTPUTS[site])
-        acting = _by_head(transform, shape.d_head) if site in PER_HEAD else transform
-        return module.register_forward_hook(_on_output(acting)).remove
+        module, before, hook = hook_at(model, layer, site, transform)
+        return (module.register_forward_pre_hook(hook) if before else module.register_forward_hook(hook)).remove
+
+
+def hook_at(model: Model, layer: int, site: Site, transform: Transform) -> tuple[nn.Module, bool, Callable[..., Any]]:
+    """(the plain module, whether its input is meant and not its output, PyTorch's forward (pre-)hook to put there)."""
+    shape = model.head_shape
+    if site == "heads":
+        return model.o_proj(layer), True, _on_z(transform, shape.heads, shape.d_head)
+    module = model.o_proj(layer) if site == "attention" else model.component(layer, OUTPUTS[site])
+    return module, False, _on_output(_by_head(transform, shape.d_head) if site in PER_HEAD else transform)
 
 
 def _on_z(transform: Transform, heads: int, d_head: int) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:

@@ -1,4 +1,4 @@
-"""Both backends give the same numbers on every architecture, and leave everything as they found it."""
+"""Lens and hooks give the same numbers on every architecture, and leave everything as they found it."""
 
 from __future__ import annotations
 
@@ -224,12 +224,12 @@ def test_what_cannot_work_is_refused_before_any_pass(make_model: MakeModel) -> N
     model, other = make_model(), make_model("gemma3")
     with pytest.raises(ValueError, match="made for"), attach(made(other), model):
         pass
-    with pytest.raises(ValueError, match="backend must be one of lens, hooks"):
-        attach(made(model), model, "nnsight")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="backend must be one of lens, hooks, nnsight"):
+        attach(made(model), model, "pyvene")  # type: ignore[arg-type]
     assert model.bridge is not None
     with pytest.raises(ValueError, match="plain model"), attach(made(model), model, "hooks"):
         pass
-    assert set(BACKENDS) == {"lens", "hooks"}
+    assert set(BACKENDS) == {"lens", "hooks", "nnsight"}
 
 
 def test_private_path_translation_agrees_with_a_booted_bridge(make_model: MakeModel) -> None:
