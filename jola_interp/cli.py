@@ -40,7 +40,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 ModelName = Annotated[str, typer.Option("--model", "-m", help="Built-in name, Hub id, directory or .gguf file.")]
 OptionalModel = Annotated[str | None, typer.Option("--model", "-m", help="Default: the one it was trained on.")]
 RunPath = Annotated[Path, typer.Argument(help="A Run's directory.")]
-Backend = Annotated[str, typer.Option(help="lens (TransformerLens hook points), hooks (plain PyTorch hooks) or nnsight.")]
+Backend = Annotated[str, typer.Option(help="lens (TransformerLens hook points), hooks (plain PyTorch) or nnsight.")]
 TestRows = Annotated[int | None, typer.Option(help="Test rows; default: the task's.")]
 TaskName = Annotated[str | None, typer.Option("--task", "-t", help="A task by name (see `jola-interp tasks`).")]
 DataFolder = Annotated[Path | None, typer.Option(help="A directory of train, validation and test files, or one file.")]

@@ -105,7 +105,7 @@ def fit(
             plain model, loaded anew where this one has been booted, whatever ``backend`` says.
         config: training fields; None takes the preset's, with those of the method.
         preset: ``selective`` (gates that decide), ``paper`` or ``reference``.
-        backend: ``lens`` (TransformerLens), ``hooks`` (plain PyTorch hooks, SDPA attention) or ``nnsight`` (stored edits).
+        backend: ``lens`` (TransformerLens), ``hooks`` (plain PyTorch hooks, SDPA attention) or ``nnsight``.
         out: the Run's directory; None is ``runs/<task>/<edit>-s<seed>-<hash of all settings>``.
         resume: go on from the checkpoint in ``out``; a finished Run there is simply returned.
         overwrite: replace a Run in ``out``.

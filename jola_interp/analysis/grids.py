@@ -34,6 +34,9 @@ class GridMap:
         kind: which scale of colours; see :data:`GridKind`.
         x_label, y_label: names of the axes.
         marked: [layer, unit] True where a cell is hatched (a gate that is neither open nor shut); None is nowhere.
+        hatch: what the legend calls a hatched cell; "" is an undecided gate.
+        texts: [layer, unit] what is written in the cells; None is nothing.
+        square: cells are as high as they are wide.
         hover: more numbers per unit, by name, shown on hovering and in the table.
         group: units that share a key-value head, or 0 where they do not.
         categories: status codes that can occur (``status`` only).
@@ -58,6 +61,9 @@ class GridMap:
     x_label: str = "head"
     y_label: str = "layer"
     marked: Bool[np.ndarray, "layer unit"] | None = None
+    hatch: str = ""
+    texts: np.ndarray | None = None
+    square: bool = False
     hover: Mapping[str, Float[np.ndarray, "layer unit"]] = field(default_factory=dict)
     group: int = 0
     categories: tuple[int, ...] = ()
@@ -74,7 +80,7 @@ class GridMap:
             raise ValueError(f"kind must be one of {', '.join(get_args(GridKind))}; got {self.kind!r}")
         if self.values.ndim != 2 or not self.values.size:
             raise ValueError(f"values must be [layer, unit] and not empty; got shape {list(self.values.shape)}")
-        beside = {"labels": self.labels, "mask": self.mask, "marked": self.marked, **self.hover}
+        beside = {"labels": self.labels, "mask": self.mask, "marked": self.marked, "texts": self.texts, **self.hover}
         for name, array in beside.items():
             if array is not None and array.shape != self.values.shape:
                 raise ValueError(f"{name} must have the shape of values, {self.values.shape}; got {array.shape}")

@@ -83,11 +83,11 @@ def paired(differences: Float[np.ndarray, " row"]) -> Paired:
     error = float(np.std(differences, ddof=1) / np.sqrt(n))
     half = float(stats.t.ppf(0.975, n - 1)) * error
     p = float(2 * stats.t.sf(abs(mean) / error, n - 1)) if error else float(mean == 0)
-    return Paired(mean, mean - half, mean + half, p, n, _detectable(n) * error)
+    return Paired(mean, mean - half, mean + half, p, n, detectable(n) * error)
 
 
 @cache
-def _detectable(n: int, power: float = 0.8) -> float:
+def detectable(n: int, power: float = 0.8) -> float:
     """The true mean, in standard errors, that a two-sided t test at .05 on n rows finds with ``power``."""
     from scipy import optimize, stats
 

@@ -117,10 +117,14 @@ def norm_matched(case: Case, directions: int = DIRECTIONS, seed: int = 0) -> dic
 
 def label_shuffle(case: Case, seed: int = FIRST_SEED) -> Retrained:
     """Train on the same prompts with answers that mean nothing: does it choose the same heads?"""
-    small = case.small_task
-    train, validation = (_shuffled(case.task, rows, seed) for rows in (small.train, small.validation))
-    task = dataclasses.replace(small, train=train, validation=validation)
+    task = with_shuffled_labels(case.small_task, seed)
     return summarise(case, "label_shuffle", case.retrain(f"label-shuffle-{seed}", task=task))
+
+
+def with_shuffled_labels(task: Task, seed: int) -> Task:
+    """The task with training and validation answers that mean nothing; test rows keep theirs."""
+    train, validation = (_shuffled(task, rows, seed) for rows in (task.train, task.validation))
+    return dataclasses.replace(task, train=train, validation=validation)
 
 
 def random_base(case: Case, seed: int = FIRST_SEED) -> Retrained:

@@ -10,6 +10,7 @@ import numpy as np
 
 from jola_interp.analysis import GridMap, Sheet
 from jola_interp.analysis.grids import Ticks
+from jola_interp.analysis.shared_heads import CATEGORIES
 from jola_interp.plots import style
 from jola_interp.selection import STATUSES
 
@@ -19,7 +20,12 @@ SCALES: dict[str, str | tuple[str, ...]] = {
     "signed": ("#0D5299", "#6AAAD4", "#FFFFFF", "#EB9B4C", "#8C4600"),
 }
 SIDES = (style.STATUSES[0], style.SKY, style.PURPLE, "#4A4A4A")
-"""Colours of codes that are not the statuses, which have theirs."""
+"""Colours of codes that have none of their own …"""
+PALETTES: dict[tuple[str, ...], tuple[str, ...]] = {
+    STATUSES: style.STATUSES,
+    CATEGORIES: (style.STATUSES[0], "#BDD3E6", style.SKY, style.BLUE, style.ORANGE),
+}
+"""… which these words have."""
 BLANK = (style.NO_UNIT, "#F0F0F0")
 """What shows where there is no value, on screen and on paper …"""
 BLANK_BESIDE_WHITE = ("rgba(128,128,128,0.45)", "#C6C6C6")
@@ -88,16 +94,26 @@ def legend_of(sheet: Sheet) -> list[Entry]:
             count = " / ".join(str(int((panel.values == code).sum())) for panel in like)
             found.append(Entry(words[code], count, colours[code]))
     found += [Entry(name, "", blank_of(sheet)) for name in _absent(sheet)]
-    if any(len(panel.hatched[0]) for panel in sheet.panels):
-        found.append(Entry(style.HATCHED))
-    return found
+    hatches = [panel.hatch or style.HATCHED for panel in sheet.panels if len(panel.hatched[0])]
+    return found + [Entry(name) for name in dict.fromkeys(hatches)]
 
 
 def codes_of(sheet: Sheet, words: tuple[str, ...], screen: bool = False) -> tuple[str, ...]:
     """The colours of a status map's codes."""
-    known = style.STATUSES if words == STATUSES else SIDES
+    known = PALETTES.get(words, SIDES)
     # The translucent grey of the screen is meant for a light ground.
     return (style.NONE if screen and blank_of(sheet) == BLANK else known[0], *known[1:])
+
+
+def dark(panel: GridMap) -> np.ndarray:
+    """[layer, unit] True where a cell's colour is nearer to black than to white."""
+    if panel.kind == "status":
+        return np.asarray(panel.values > 0)
+    values, (low, high) = panel.values, panel.limits
+    if panel.log:
+        values, low, high = np.log10(np.where(panel.blank, np.nan, values)), math.log10(low), math.log10(high)
+    share = (values - low) / (high - low)
+    return np.asarray(np.abs(share - 0.5) > 0.3 if panel.kind == "signed" else share < 0.5)
 
 
 def blank_of(sheet: Sheet) -> tuple[str, str]:

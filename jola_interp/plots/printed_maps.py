@@ -44,6 +44,8 @@ HATCH = ((style.INK, 1.1), ("white", 0.45))
 DIAGONAL = Path([(-1, -1), (1, 1)])
 GRID = "#DDDDDD"
 """Between cells where white is the colour of a zero."""
+SQUARE = 0.42
+"""Inches: the widest square cell."""
 VECTOR_CELLS = 4000
 """Panels of more cells are stored as pixels in PDF and SVG: as vectors they are slow to open."""
 
@@ -115,6 +117,9 @@ def _places(sheet: Sheet, width: float) -> Places:
     tall = style.clamp(slot * 1.9, 0.8, 4.4) if rows == 1 else style.clamp(slot * 2.1, 0.7, 2.2)
     panel_height = style.clamp(layers * 0.115, 0.62 if sheet.names else 0.45, tall)
     panel_height = max(panel_height, min(0.1 * max(len(panel.y_ticks) for panel in sheet.panels), 4.4))
+    if any(panel.square for panel in sheet.panels):
+        cell = min(slot / units, SQUARE, 4.4 / layers)
+        panel_width, panel_height = units * cell, layers * cell
     lefts = [LEFT + sum(rooms[: column + 1]) + column * (slot + GAP) for column in range(columns)]
     title, notes = title_lines(sheet.title, width - LEFT), note_lines(sheet.notes, width - LEFT)
     entries, legend_columns = len(_legend(sheet)), _legend_columns(sheet, width)
@@ -242,7 +247,23 @@ def _draw_panel(axes: Axes, sheet: Sheet, panel: GridMap, places: Places) -> Qua
         )  # fmt: skip
     for place in style.separators(units, panel.group):
         axes.axvline(place, color="white", linewidth=1.4 if cell >= 3 else 0.5)
+    _write(axes, panel, cell)
     return mesh
+
+
+def _write(axes: Axes, panel: GridMap, cell: float) -> None:
+    """The texts of a map in its cells, on dark cells in white."""
+    if panel.texts is None:
+        return
+    on_dark = map_layout.dark(panel)
+    letters = max(len(str(text)) for text in panel.texts.ravel())
+    size = min(SMALL, cell / max(0.62 * letters, 1))
+    for layer, unit in zip(*np.nonzero(~panel.blank), strict=True):
+        colour = "white" if on_dark[layer, unit] else style.INK
+        axes.text(
+            unit, layer, str(panel.texts[layer, unit]), ha="center", va="center", fontsize=size, color=colour,
+            parse_math=False,
+        )  # fmt: skip
 
 
 def _colours(sheet: Sheet, panel: GridMap) -> dict[str, Any]:

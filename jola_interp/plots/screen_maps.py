@@ -22,6 +22,8 @@ AXIS, LINE, ENTRY, CHARACTER = 34, 15, 21, 6.4
 """Height of ticks and an axis' name between rows, of a line of text, of one of the legend, and width of a letter."""
 SHORTEST, LONGEST = 90, 260
 """Of a colour bar."""
+SQUARE = 480
+"""About how long the longer side of a map of square cells is."""
 HATCH = ((style.INK, 3.0), ("white", 1.2))
 """Colour and width of the strokes of a hatched cell: white within dark, to be seen on any colour of a scale."""
 MARKERS = 2000
@@ -98,6 +100,9 @@ def _panel_size(sheet: Sheet) -> tuple[float, float]:
     """Tall and narrow models get wide cells, so that panels look alike side by side."""
     layers = max(panel.shape[0] for panel in sheet.panels)
     units = max(panel.shape[1] for panel in sheet.panels)
+    if any(panel.square for panel in sheet.panels):
+        cell = style.clamp(SQUARE / max(layers, units), 12, 52)
+        return units * cell, layers * cell
     crowded = len(sheet.rows[0]) > 3 or len(sheet.rows) > 1
     width = style.clamp(units * (15 if crowded else 20), 118 if crowded else 170, 190 if crowded else 330)
     height = style.clamp(layers * (10 if crowded else 14), 116, 320 if crowded else 720)
@@ -209,7 +214,7 @@ def _draw_panel(figure: go.Figure, sheet: Sheet, index: int, places: Places, sca
         )  # fmt: skip
     )
     for strokes in _hatching(panel, cell):
-        figure.add_trace(strokes.update(name=style.HATCHED, hoverinfo="skip", showlegend=False, **axes))
+        figure.add_trace(strokes.update(name=panel.hatch or style.HATCHED, hoverinfo="skip", showlegend=False, **axes))
     for place in style.separators(units, panel.group):
         line = {"color": "white", "width": 3 if cell >= 5 else 1}
         shape = {"type": "line", "x0": place, "x1": place, "y0": -0.5, "y1": layers - 0.5, "line": line}
@@ -232,22 +237,13 @@ def _hatching(panel: GridMap, cell: float) -> list[go.Scatter]:
         size = style.clamp(cell * 0.8, 2, 16)
         looks = [_stroke(size, colour, width) for colour, width in HATCH]
         return [go.Scatter(x=units, y=layers, mode="markers", marker=look) for look in looks]
-    dark = _dark(panel)[layers, units]
+    dark = map_layout.dark(panel)[layers, units]
     ends = np.array([-0.35, 0.35, np.nan])
     found = []
     for colour, kept in ((style.INK, ~dark), ("white", dark)):
         x, y = (np.float32(at[kept, None] + ends).reshape(-1) for at in (units, layers))
         found.append(go.Scatter(x=x, y=y, mode="lines", line={"color": colour, "width": min(1.2, cell / 4)}))
     return found
-
-
-def _dark(panel: GridMap) -> np.ndarray:
-    """[layer, unit] True where a cell's colour is nearer to black than to white."""
-    if panel.kind == "status":
-        return panel.values > 0
-    low, high = panel.limits
-    share = (_heights(panel) - low) / (high - low)
-    return np.abs(share - 0.5) > 0.3 if panel.kind == "signed" else share < 0.5
 
 
 def _stroke(size: float, colour: str, width: float) -> dict[str, Any]:
@@ -372,6 +368,8 @@ def _hover(panel: GridMap) -> dict[str, Any]:
         found["customdata"] = np.stack(columns, axis=-1)
     if panel.kind == "status":
         found["text"] = panel.names()
+    if panel.texts is not None:
+        found |= {"text": panel.texts, "texttemplate": "%{text}", "textfont": {"size": 11}}
     return found | texts
 
 
