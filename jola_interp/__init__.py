@@ -19,7 +19,7 @@ from jola_interp._log import default_verbosity, set_verbosity
 from jola_interp._version import __version__
 
 if TYPE_CHECKING:
-    from jola_interp import analysis, gates, plots
+    from jola_interp import analysis, export, gates, plots
     from jola_interp.analysis.measured import analyse
     from jola_interp.backends import attach
     from jola_interp.callbacks import Callback, TensorBoardLogger, WandbLogger
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from jola_interp.models import Model, load_model
     from jola_interp.report import report
     from jola_interp.runs import Run
+    from jola_interp.study import Study
     from jola_interp.tasks import Example, MinimalPair, Task, load_task, minimal_pairs, task_names
     from jola_interp.training import TrainingDivergedError, fit
 
@@ -77,17 +78,18 @@ _HOMES = {
     "load_task": "tasks",
     "minimal_pairs": "tasks",
     "task_names": "tasks",
+    "Study": "study",
     "TrainingDivergedError": "training",
     "fit": "training",
 }
-_MODULES = ("analysis", "gates", "plots")
+_MODULES = ("analysis", "export", "gates", "plots")
 
 __all__ = [
     "PRESETS", "Callback", "Card", "Edit", "Example", "GateHistory", "HeadShape", "JoLA", "Method", "MinimalPair",
-    "Model", "Run", "Task", "TensorBoardLogger", "TrainConfig", "TrainingDivergedError", "WandbLogger", "__version__",
-    "analyse", "analysis", "attach", "audit", "calibrate", "compare", "evaluate", "evaluate_with_harness",
-    "evidence_card", "explore", "fit", "gates", "load_model", "load_task", "method", "methods", "minimal_pairs",
-    "plots", "report", "rivals", "set_verbosity", "side_effects", "task_names",
+    "Model", "Run", "Study", "Task", "TensorBoardLogger", "TrainConfig", "TrainingDivergedError", "WandbLogger",
+    "__version__", "analyse", "analysis", "attach", "audit", "calibrate", "compare", "evaluate",
+    "evaluate_with_harness", "evidence_card", "explore", "export", "fit", "gates", "load_model", "load_task", "method",
+    "methods", "minimal_pairs", "plots", "report", "rivals", "set_verbosity", "side_effects", "task_names",
 ]  # fmt: skip
 
 default_verbosity()

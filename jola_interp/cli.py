@@ -20,6 +20,7 @@ from jola_interp.config import DEFAULT_PRESET, TrainConfig
 from jola_interp.edits.base import SITES, Site
 from jola_interp.evaluation.protocol import Options, ProtocolName
 from jola_interp.selection import DEFAULT_RULE
+from jola_interp.study.commands import app as study_app
 
 if TYPE_CHECKING:
     from jola_interp.models import Model
@@ -32,6 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(study_app, name="study")
 _options = {"debug": False}
 LONGEST_ERROR = 500
 """Characters of an error's line."""
@@ -421,6 +423,30 @@ def rivals_command(
     found, task = _run_and_task(run, data, source)
     result = rivals(found, task, _model_for(found, model), k=k, margin=margin, most=most, steps=steps)
     _echo(result, result.sentence(), as_json)
+
+
+@app.command("export")
+def export_command(
+    run: RunPath,
+    path: Annotated[Path, typer.Argument(help="Where to; must not exist, or be empty.")],
+    kind: Annotated[
+        Literal["fold", "lora", "ia3"], typer.Option(help="A checkpoint with the edit in it, or an adapter of peft.")
+    ] = "fold",
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, …; default: as the Run was trained.")] = None,
+    only: Annotated[
+        Literal["additive", "multiplicative"] | None, typer.Option(help="Only this part of the edit; default: both.")
+    ] = None,
+    model: OptionalModel = None,
+    as_json: Json = False,
+) -> None:
+    """Write a Run's edit as weights that need no jola_interp, once they are seen to do what the edit does."""
+    from jola_interp import export
+    from jola_interp.runs import Run
+
+    options: dict[str, Any] = {"model": model, "dtype": dtype, "kinds": None if only is None else [only]}
+    found = Run.load(run)
+    made = export.fold(found, path, **options) if kind == "fold" else export.to_peft(found, path, kind, **options)
+    _echo(made, made.in_words(), as_json)
 
 
 @app.command()

@@ -24,8 +24,8 @@ from jola_interp.schedules import REFERENCE_PENALTY
 from jola_interp.tasks import Task, load_task
 from jola_interp.training import fit
 from tests.conftest import build_hf
-from tests.runs_by_hand import make_run
 from tests.report.test_report import ABLATIONS
+from tests.runs_by_hand import make_run
 
 FAST = ["--max-steps", "3", "--max-length", "300", "--wrapper", "plain", "--max-new-tokens", "3"]
 SIZES = ["--n-train", "12", "--n-validation", "4", "--n-test", "4"]

@@ -134,7 +134,8 @@ def _pair(a: tuple[Run, str], b: tuple[Run, str]) -> list[str]:
     chosen = [run.selection(DEFAULT_RULE).units for run in (run_a, run_b)]
     found = overlap(chosen[0], chosen[1], np.asarray(masks[0] | masks[1], dtype=bool))
     shared = f"{found.shared} of {found.sizes[0]} and {found.sizes[1]}"
-    return [escape(a[1]), escape(b[1]), shared, f"{found.jaccard:.2f}", f"{found.chance:.2f}", p_value(found.p).removeprefix("= ")]
+    numbers = [f"{found.jaccard:.2f}", f"{found.chance:.2f}", p_value(found.p).removeprefix("= ")]
+    return [escape(a[1]), escape(b[1]), shared, *numbers]
 
 
 def _one(number: int, run: Run, label: str) -> str:
