@@ -508,7 +508,7 @@ def require_replaceable(folder: Path) -> None:
     Raises:
         FileExistsError: it does.
     """
-    if not folder.exists() or not set(folder.iterdir()) - {folder / STAGES} and _only_ours(folder / STAGES):
+    if not folder.exists() or not _others(folder) and _only_ours(folder / STAGES):
         return
     if (folder / "checkpoint" / checkpoint.FILE).exists():
         return
@@ -516,6 +516,14 @@ def require_replaceable(folder: Path) -> None:
         if json.loads((folder / "config.json").read_text(encoding="utf-8")).keys() & {"jola_interp"}:
             return
     raise FileExistsError(f"out: {folder} is not empty and holds no Run; choose another directory")
+
+
+def _others(folder: Path) -> set[Path]:
+    """What is neither stages nor left by a process that was killed while it wrote a Run's first files."""
+    begun = folder / "checkpoint"
+    cut_short = begun.is_dir() and all(path.name.startswith(f".{checkpoint.FILE}-") for path in begun.iterdir())
+    scratch = {path for name in OWN_FILES for path in folder.glob(f".{name}-*")}
+    return set(folder.iterdir()) - {folder / STAGES} - scratch - ({begun} if cut_short else set())
 
 
 def clear_run(folder: Path, stages: bool = True) -> None:

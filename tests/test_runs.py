@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from jola_interp.models import Model
-from jola_interp.runs import Run, RunError
+from jola_interp.runs import Run, RunError, require_replaceable
 from jola_interp.tasks import Task
 from jola_interp.training import fit
 
@@ -241,3 +241,14 @@ def test_a_run_of_the_hooks_backend_acts_on_a_booted_model(kept: Path, make_mode
     with found.attach(model) as attached:
         model.logits(IDS, MASK)
     attached.check_live()
+
+
+@pytest.mark.parametrize("left", ["checkpoint/.state.safetensors-ab12", ".config.json-x", "checkpoint/"])
+def test_what_a_killed_process_left_half_written_is_nothing(tmp_path: Path, left: str) -> None:
+    place = tmp_path / left
+    place.mkdir(parents=True) if left.endswith("/") else (place.parent.mkdir(exist_ok=True), place.write_text("half"))
+    require_replaceable(tmp_path)
+    (tmp_path / "checkpoint").mkdir(exist_ok=True)
+    (tmp_path / "checkpoint" / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="is not empty and holds no Run"):
+        require_replaceable(tmp_path)
