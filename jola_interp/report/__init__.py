@@ -4,24 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from jola_interp.analysis.summary import title_of
 from jola_interp.report.one import body_of
 from jola_interp.report.page import write_page
 from jola_interp.report.sentences import subtitle
 from jola_interp.report.several import body_of_all, title_of_all
+from jola_interp.report.studies import body_of_study, title_of_study
 from jola_interp.runs import Run
+from jola_interp.selection import DEFAULT_RULE
+from jola_interp.study.study import Study
 
 
-def report(runs: Run | str | Path | Iterable[Run | str | Path], path: str | Path | None = None) -> Path:
+def report(
+    runs: Run | Study | str | Path | Iterable[Run | str | Path],
+    path: str | Path | None = None,
+    *,
+    rule: str = DEFAULT_RULE,
+    **labels: Any,
+) -> Path:
     """Write the report of a Run (summary, scores, evidence, figures, examples, settings, how to train it again), or of
-    several (what each scored and selected, how far the selections overlap beside chance, their maps).
+    several (what each scored and selected, how far the selections overlap beside chance, their maps), or of a
+    study (what its cells answer, with figures).
 
     The file needs neither the model nor a network, and follows the reader's choice of light or dark.
 
     Args:
-        runs: any Run, its directory, or several; what one lacks (scores, evidence, predictions, gates) the report says.
-        path: where to; None is ``report.html`` in the Run's directory, and several have no such place.
+        runs: any Run, its directory, or several, or a study; what a Run lacks (scores, evidence, predictions, gates)
+            the report says.
+        path: where to; None is ``report.html`` in the directory of the Run or study, and several have no such place.
+        rule: of a study: which heads count as selected.
+        **labels: of a study: which cells, where there are several models, methods or penalties.
 
     Returns:
         The path of the file.
@@ -30,6 +44,9 @@ def report(runs: Run | str | Path | Iterable[Run | str | Path], path: str | Path
         ValueError: no Run, or several without a path.
         FileNotFoundError: a directory that holds no Run.
     """
+    if isinstance(runs, Study):
+        target = runs.path / "report.html" if path is None else Path(path)
+        return write_page(target, *title_of_study(runs), body_of_study(runs, rule, **labels))
     if isinstance(runs, Run | str | Path):
         run = runs if isinstance(runs, Run) else Run.load(runs)
         target = run.path / "report.html" if path is None else Path(path)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from jola_interp.selection import DEFAULT_RULE
 from jola_interp.study.claims import TAKEOVER
 from jola_interp.study.design import Design, read_yaml
 from jola_interp.study.engines import ENGINES, Engine
@@ -79,6 +80,44 @@ def status_command(
     found = Study.load(folder).status()
     rows = found.to_frame().astype(object)
     typer.echo(json.dumps(rows.where(rows.notna(), None).to_dict("records"), indent=2) if as_json else str(found))
+
+
+@app.command("transfer")
+def transfer_command(
+    folder: Folder,
+    rows: Annotated[int, typer.Option(help="Test rows of each target.")] = 50,
+    retrain: Annotated[
+        list[str] | None, typer.Option(help="Instead: train every task's heads anew on this task; again for more.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Of each of these trainings; default: as many as the cells'.")
+    ] = None,
+    random: Annotated[int, typer.Option(help="Draws of random heads beside them.")] = 0,
+) -> None:
+    """Each task's edit on the other tasks' rows, as CSV; what is known is not computed again."""
+    study = Study.load(folder)
+    found = study.retrain(retrain, steps, random) if retrain else study.transfer(rows)
+    typer.echo(found.to_csv(index=False), nl=False)
+
+
+@app.command("report")
+def report_command(
+    folder: Folder,
+    out: Annotated[Path | None, typer.Option(help="The HTML file; default: report.html in the study.")] = None,
+    rule: Annotated[str, typer.Option(help="Which heads count as selected.")] = DEFAULT_RULE,
+) -> None:
+    """One self-contained HTML file: are heads shared, stable, worth anything elsewhere?"""
+    from jola_interp.report import report
+
+    typer.echo(str(report(Study.load(folder), out, rule=rule)))
+
+
+@app.command("keep")
+def keep_command(folder: Folder, path: Annotated[Path, typer.Argument(help="Where to.")]) -> None:
+    """Copy what the study can be read and drawn from, without its Runs."""
+    study = Study.load(folder)
+    study.ask()
+    typer.echo(str(study.keep(path)))
 
 
 @app.command("table")

@@ -96,11 +96,15 @@ class Design:
 
     def write(self, file: Path) -> None:
         """Write ``study.yaml``; a reader never meets half of it."""
+        _files.write_bytes(file, self.to_yaml().encode())
+
+    def to_yaml(self) -> str:
+        """What ``study.yaml`` holds, as text."""
         import yaml
 
         content = json.loads(json.dumps(self.to_dict()))  # lists that two cells share would become YAML's references
-        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
-        _files.write_bytes(file, text.encode())
+        text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+        return text
 
     def require_extends(self, recorded: Design, file: Path) -> None:
         """Refuse to stand in for ``recorded`` unless it has all of its cells and the same settings.

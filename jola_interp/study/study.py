@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from jola_interp._log import logger
 from jola_interp.methods import Method
 from jola_interp.runs import Run
+from jola_interp.selection import DEFAULT_RULE
 from jola_interp.study.cell import Cell
 from jola_interp.study.claims import TAKEOVER
 from jola_interp.study.design import FILE, Design
@@ -25,6 +26,9 @@ from jola_interp.study.worker import Event, writing
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from jola_interp.analysis.selections import Selections
+    from jola_interp.study.answers import Answers
 
 ROOT = "studies"
 
@@ -262,6 +266,56 @@ class Study:
         if not place.summary.exists():
             raise FileNotFoundError(f"{place.path.name} is not finished in {self.path}")
         return Run.load(place.run)
+
+    def selections(self, rule: str = DEFAULT_RULE) -> Selections:
+        """The gates of all finished cells, with their labels (see :mod:`jola_interp.analysis`).
+
+        Raises:
+            ValueError: no finished cell with gates on heads, or a rule outside the grammar.
+        """
+        from jola_interp.study.answers import gates_of
+
+        return gates_of(self, rule)
+
+    def ask(self, rule: str = DEFAULT_RULE, **labels: Any) -> Answers:
+        """Overlaps between tasks, stability over seeds, core heads, cosines of offsets and, where it was measured,
+        transfer; each beside its null (see :func:`jola_interp.study.answers.ask`).
+
+        Args:
+            rule: which heads count as selected.
+            **labels: which cells, where there are several models, methods or penalties.
+
+        Raises:
+            ValueError: cells that cannot be compared, or none.
+        """
+        from jola_interp.study.answers import ask
+
+        return ask(self, rule, **labels)
+
+    def transfer(self, rows: int = 50, **axes: Any) -> pd.DataFrame:
+        """Measure each task's edit on the others' rows (:func:`jola_interp.study.transfer.carried_edits`)."""
+        from jola_interp.study import answers
+        from jola_interp.study.transfer import carried_edits
+
+        return answers.keep_table(self, answers.TRANSFER, carried_edits(self, rows, **axes))
+
+    def retrain(self, targets: Sequence[str], steps: int | None = None, random: int = 0, **axes: Any) -> pd.DataFrame:
+        """Train each task's heads anew on others (:func:`jola_interp.study.transfer.retrained_heads`)."""
+        from jola_interp.study import answers
+        from jola_interp.study.transfer import retrained_heads
+
+        found = retrained_heads(self, list(targets), steps, random, **axes)
+        return answers.keep_table(self, answers.HEADS, found)
+
+    def keep(self, path: str | Path) -> Path:
+        """Copy what the study can be read and drawn from, without its Runs: description, summaries and answers.
+
+        Raises:
+            FileExistsError: there is something else at ``path``.
+        """
+        from jola_interp.study.answers import keep_small
+
+        return keep_small(self, Path(path))
 
     def errors(self) -> dict[str, dict[str, Any]]:
         """Failed cells' names with type, message, traceback, host and time of what went wrong."""
