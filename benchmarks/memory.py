@@ -6,8 +6,9 @@
 
 Columns, in GiB: the frozen weights in bfloat16; what trains, in float32; its gradients and AdamW's two moments; and
 what the forward pass of a batch keeps for the backward pass, counted tensor by tensor as autograd saves them (each
-storage once, weights not among them), without and with gradient checkpointing. The logits of the answers (--answer
-tokens a row) are among it. Not counted: what a kernel takes in passing, and what an allocator wastes.
+storage once, weights not among them), without and with gradient checkpointing. Attention is the fused kernel (flash)
+that a GPU runs, which keeps no matrix of tokens × tokens. The logits of the answers (--answer tokens a row) are among
+it. Not counted: what a kernel takes in passing, and what an allocator wastes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2Config
+from transformers import AttentionInterface, AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2Config
 
 import jola_interp as ji
 from jola_interp.backends import attach
@@ -97,9 +98,21 @@ def row_of(name: str, method: str, options: argparse.Namespace) -> Row:
 
 
 def built(name: str) -> Model:
+    AttentionInterface.register("fused_on_meta", flash)
     with torch.device("meta"):
-        hf: PreTrainedModel = AutoModelForCausalLM.from_config(SIZES[name], dtype=torch.bfloat16)
+        hf: PreTrainedModel = AutoModelForCausalLM.from_config(
+            SIZES[name], dtype=torch.bfloat16, attn_implementation="fused_on_meta"
+        )
     return ji.load_model(hf)
+
+
+def flash(
+    _module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, _mask: Any,
+    scaling: float | None = None, dropout: float = 0.0, **_: Any,
+) -> tuple[torch.Tensor, None]:  # fmt: skip
+    """Where there is no GPU PyTorch would take apart what it has to say of memory: the kernel is named."""
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention
+    return kernel(query, key, value, dropout, True, scale=scaling)[0].transpose(1, 2).contiguous(), None
 
 
 def saved(model: Model, edit: ji.Edit, options: argparse.Namespace, checkpointing: bool) -> int:

@@ -36,16 +36,30 @@ class Overlap:
         return {**asdict(self), "sizes": list(self.sizes)}
 
 
-def overlap(first: Units, second: Units, editable: Bool[np.ndarray, "layer head"], seed: int = 0) -> Overlap:
+def overlap(
+    first: Units,
+    second: Units,
+    editable: Bool[np.ndarray, "layer head"],
+    seed: int = 0,
+    *,
+    others: Bool[np.ndarray, "layer head"] | None = None,
+) -> Overlap:
     """Compare two sets of heads. Numbers per layer are kept in the null, so that a shared layer profile is none.
+
+    Args:
+        first, second: (layer, head) pairs.
+        editable: heads that could have been selected.
+        seed: of the random sets.
+        others: heads that could have been selected for ``second``, where they are not the same.
 
     Raises:
         ValueError: a head that is not editable.
     """
-    a, b = _mask(first, editable), _mask(second, editable)
+    others = editable if others is None else others
+    a, b = _mask(first, editable), _mask(second, others)
     generator = np.random.default_rng(seed)
     random = np.array([
-        _jaccard(_shuffled(a, editable, generator), _shuffled(b, editable, generator)) for _ in range(DRAWS)
+        _jaccard(_shuffled(a, editable, generator), _shuffled(b, others, generator)) for _ in range(DRAWS)
     ])  # fmt: skip
     found = _jaccard(a, b)
     return Overlap(

@@ -9,8 +9,6 @@ from html import escape
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from jola_interp import plots
 from jola_interp.analysis import compare_methods, gate_summary
 from jola_interp.analysis.recipe import named_method
@@ -53,13 +51,15 @@ def labels_of(runs: Sequence[Run]) -> list[str]:
         parts = [run.config["model"]["name"]] if models else []
         parts += [run.config["task"]["name"]] if tasks else []
         method = named_method(run)
-        found.append(
-            " ".join([*parts, method.name if method else run.edit.type_name, f"s{run.config['train']['seed']}"])
-        )
-    counted = Counter(found)
-    return [
-        f"{label} ({run.path.name})" if counted[label] > 1 else label for label, run in zip(found, runs, strict=True)
-    ]
+        parts += [method.name if method else run.edit.type_name, f"s{run.config['train']['seed']}"]
+        found.append(" ".join(parts))
+    times = Counter(found)
+    return [f"{one} ({_place(run)})" if times[one] > 1 else one for one, run in zip(found, runs, strict=True)]
+
+
+def _place(run: Run) -> str:
+    """The directory's name; of a study's cell that of the cell, where every Run lies in ``run``."""
+    return run.path.parent.name if run.path.name == "run" else run.path.name
 
 
 def _distinct(names: object) -> list[str]:
@@ -132,7 +132,7 @@ def _pair(a: tuple[Run, str], b: tuple[Run, str]) -> list[str]:
     (run_a, _), (run_b, _) = a, b
     masks = [run.edit.masks()["heads"].cpu().numpy() for run in (run_a, run_b)]
     chosen = [run.selection(DEFAULT_RULE).units for run in (run_a, run_b)]
-    found = overlap(chosen[0], chosen[1], np.asarray(masks[0] | masks[1], dtype=bool))
+    found = overlap(chosen[0], chosen[1], masks[0], others=masks[1])
     shared = f"{found.shared} of {found.sizes[0]} and {found.sizes[1]}"
     numbers = [f"{found.jaccard:.2f}", f"{found.chance:.2f}", p_value(found.p).removeprefix("= ")]
     return [escape(a[1]), escape(b[1]), shared, *numbers]

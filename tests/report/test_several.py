@@ -99,3 +99,19 @@ def test_the_command_takes_several_runs(tmp_path: Path) -> None:
     folders = [str(make_run(tmp_path / name).path) for name in "ab"]
     found = CliRunner().invoke(cli.app, ["report", *folders, "--out", str(tmp_path / "two.html")])
     assert found.exit_code == 0 and (tmp_path / "two.html").exists()
+
+
+def test_heads_that_a_run_could_not_edit_are_not_in_its_chance(tmp_path: Path) -> None:
+    whole = make_run(tmp_path / "a")
+    part = make_run(tmp_path / "b", only={"heads": [(layer, head) for layer in range(3) for head in range(2)]})
+    masks = [run.edit.masks()["heads"].numpy() for run in (whole, part)]
+    assert masks[0].sum() == 12 and masks[1].sum() == 6
+    sets = [run.selection(DEFAULT_RULE).units for run in (whole, part)]
+    found = overlap(sets[0], sets[1], masks[0], others=masks[1])
+    assert found.chance != overlap(sets[0], sets[1], masks[0] | masks[1]).chance
+    assert f"<td>{found.jaccard:.2f}</td><td>{found.chance:.2f}</td>" in written([whole, part], tmp_path / "two.html")
+
+
+def test_cells_of_a_study_are_told_apart_by_the_cell(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name / "run") for name in ("first", "second")]
+    assert several.labels_of(runs) == ["jola s42 (first)", "jola s42 (second)"]
