@@ -1,11 +1,12 @@
 """An edit under Hugging Face's ``Trainer`` (or TRL's): the frozen model as a module with no parameters but the edit's.
 
-    edited = EditedModel("smollm2-135m", ji.JoLA(model.head_shape))
-    trainer = Trainer(edited, args, train_dataset=rows, optimizers=edited.optimizers(args.max_steps),
-                      callbacks=[GateCallback(edited)])
-    trainer.train()
-    edited.history.p_open("additive")  # [step, layer, head]
-    edited.save(path)                  # a Run, for figures and analysis
+    >>> model = ji.load_model(name)                     # such as "smollm2-135m"
+    >>> edited = EditedModel(model, ji.JoLA(model.head_shape))
+    >>> trainer = Trainer(edited, args, train_dataset=rows, data_collator=collate, optimizers=edited.optimizers(),
+    ...                   callbacks=[GateCallback(edited)])
+    >>> result = trainer.train()
+    >>> opens = edited.history.p_open("additive")       # [step, layer, head]
+    >>> run = edited.save(path, task)                   # a Run, for figures and analysis
 
 Checkpoints of the Trainer hold the edit alone. ``fit`` needs none of this; it is for those whose loop is the Trainer.
 """
@@ -14,12 +15,14 @@ Checkpoints of the Trainer hold the edit alone. ``fit`` needs none of this; it i
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import json
+import math
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
@@ -28,9 +31,10 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.modeling_outputs import CausalLMOutput
 
-from jola_interp import _files, selection
+from jola_interp import _files, convergence, selection
 from jola_interp.backends import BackendName, attach
-from jola_interp.config import DEFAULT_PRESET, TrainConfig, preset
+from jola_interp.batching import encode_examples
+from jola_interp.config import DEFAULT_PRESET, TrainConfig, preset, resolve
 from jola_interp.edits.base import Edit
 from jola_interp.edits.jola import JoLA
 from jola_interp.history import GateHistory
@@ -51,6 +55,10 @@ IGNORED = -100
 class EditedModel(nn.Module):
     """loss = mean −log p(label) + Σ_k weight_k(λ) · penalty_k, of the frozen model with an edit attached.
 
+    The mean is over the labels of an optimiser step, as under ``fit``: today's Trainer tells their number N, and a
+    micro-batch with n of them is given n/N of its own loss, so that the parts add up to that loss, the penalty once.
+    Without N it is the micro-batch's own mean.
+
     The base model is no submodule: ``parameters()`` and ``state_dict()`` are the edit's, so that the Trainer's
     optimiser and its checkpoints hold nothing else. Gates are drawn once an optimiser step (:class:`GateCallback`) and
     shared by its micro-batches; in ``eval()`` they are those of inference, and the loss has no penalty.
@@ -58,13 +66,18 @@ class EditedModel(nn.Module):
     Args:
         model: as for ``fit``.
         edit: what is trained; it is copied. None is JoLA as the preset has it.
-        config: learning rates, Adam's settings, penalty, schedules and seed; epochs, batches and lengths are the
-            Trainer's. None takes the preset's.
+        config: learning rates, Adam's settings, penalty, schedules and seed; epochs, batches, lengths and clipping are
+            the Trainer's, and taken over from it when it begins. None takes the preset's.
         backend: how the activations are reached.
 
     Raises:
-        ValueError: an edit of another model, or a budget of heads, which only ``fit`` keeps.
+        ValueError: an edit of another model, one in units that are not known yet, or a budget of heads, which only
+            ``fit`` keeps.
     """
+
+    accepts_loss_kwargs: ClassVar[bool] = True
+    """Tells the Trainer that ``forward`` takes ``num_items_in_batch``, and ``loss_type`` that labels are shifted."""
+    loss_type: ClassVar[str] = "ForCausalLM"
 
     def __init__(
         self,
@@ -81,22 +94,40 @@ class EditedModel(nn.Module):
         if self.settings.target_heads is not None:
             raise ValueError(f"target_heads must be None under a Trainer, got {self.settings.target_heads}: use ji.fit")
         self.edit = copy.deepcopy(edit) if edit else JoLA(base.head_shape, **preset(preset_name).edit)
+        if any(isinstance(part, JoLA) and not part.units_known for part in self.edit.modules()):
+            raise ValueError(
+                'units="rms": the units of this edit are not known, and a Trainer has no rows to measure them on: '
+                "edit.set_units(jola_interp.activations.unit_rms(model, rows)) first"
+            )
         start, self.gates_rng, _ = streams(self.settings.seed)
         if not self.edit.initialised:
             self.edit.initialise(start)
         self.edit.to(base.device)
         self._base = (base,)  # in a tuple, a module is no submodule
-        self._stack = ExitStack()
-        self.attached = self._stack.enter_context(attach(self.edit, base, backend))
+        self._attach()
+        self._scheduler: LambdaLR | None = None
+        self._stepping = False  # between begin_step and end_step
         self.plan(1)
+
+    def _attach(self) -> None:
+        self._stack, self._live = ExitStack(), True
+        self.attached = self._stack.enter_context(attach(self.edit, self.base, self.backend))
 
     @property
     def base(self) -> Model:
-        """The frozen model."""
         return self._base[0]
 
     def plan(self, n_steps: int) -> None:
-        """Schedules and history for ``n_steps`` optimiser steps; :class:`GateCallback` knows the number."""
+        """Schedules and history for ``n_steps`` optimiser steps; :class:`GateCallback` knows the number.
+
+        Raises:
+            ValueError: fewer than one.
+        """
+        if n_steps < 1:
+            raise ValueError(
+                f"n_steps must be at least 1, or None to learn it from the Trainer; got {n_steps} (with "
+                "num_train_epochs, args.max_steps is -1)"
+            )
         self.n_steps = n_steps
         self.gate_steps = self.settings.gate_steps(n_steps) if self.edit.log_alphas() else 0
         self.objective = make_objective(self.edit, self.settings, n_steps, self.gate_steps)
@@ -104,57 +135,118 @@ class EditedModel(nn.Module):
         self.history = GateHistory(masks, list(self.edit.log_alphas()), n_steps + 1)
         self.history.record(0, self.edit.log_alphas())
         self.rows: list[dict[str, float]] = []
-        self._losses: list[tuple[float, float]] = []  # (cross-entropy, penalty) of the micro-batches of a step
+        self._losses: list[tuple[float, int, float]] = []  # (Σ −log p, labels, penalty) of a step's micro-batches
+        if self._scheduler is not None:
+            self._reschedule(self._scheduler)
 
-    def optimizers(self, n_steps: int) -> tuple[torch.optim.AdamW, LambdaLR]:
-        """What ``Trainer(optimizers=…)`` takes: learning rates for vectors and for gates, each with its schedule."""
+    def adopt(self, args: TrainingArguments, state: TrainerState) -> None:
+        """Take over from the Trainer what it decides, so that the Run says what was done, and :meth:`plan` its steps.
+
+        ``restore_best`` is False: whatever edit the Trainer leaves, the history ends with it (:meth:`save`).
+        """
+        self.settings = dataclasses.replace(
+            self.settings,
+            batch_size=args.train_batch_size,
+            accumulation=args.gradient_accumulation_steps * args.world_size,
+            epochs=max(1, state.num_train_epochs),
+            max_steps=args.max_steps if args.max_steps > 0 else None,
+            clip=float(args.max_grad_norm) if args.max_grad_norm else None,
+            bucketed="length" in str(getattr(args, "train_sampling_strategy", "")),
+            patience=None,
+            restore_best=False,
+            log_every=1,
+        )
+        self.plan(state.max_steps)
+
+    def optimizers(self, n_steps: int | None = None) -> tuple[torch.optim.AdamW, LambdaLR]:
+        """What ``Trainer(optimizers=…)`` takes: learning rates for vectors and for gates, each with its schedule.
+
+        Args:
+            n_steps: of a loop of your own; under a Trainer :class:`GateCallback` learns the number when it begins.
+
+        Raises:
+            ValueError: fewer than one.
+        """
+        if n_steps is not None:
+            self.plan(n_steps)
         optimizer = make_optimizer(self.edit, self.settings)
-        gate_steps = self.settings.gate_steps(n_steps)
 
         def factor(place: int) -> Any:
-            return lambda step: rate_factors(self.settings, step, n_steps, gate_steps)[place]
+            return lambda step: rate_factors(self.settings, step, self.n_steps, self.gate_steps)[place]
 
         places = [int(group["group"] == "gates") for group in optimizer.param_groups]
-        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, [factor(place) for place in places])
+        self._scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, [factor(place) for place in places])
+        return optimizer, self._scheduler
+
+    def _reschedule(self, scheduler: LambdaLR) -> None:
+        """The first step's rates, which a scheduler has set before the number of steps was known."""
+        groups, peaks, factors = scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas
+        for group, peak, factor in zip(groups, peaks, factors, strict=True):
+            group["lr"] = peak * factor(scheduler.last_epoch)
 
     def forward(
         self,
         input_ids: Int[Tensor, "batch pos"],
         attention_mask: Int[Tensor, "batch pos"] | None = None,
         labels: Int[Tensor, "batch pos"] | None = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> CausalLMOutput:
-        """Logits, and the loss where there are ``labels`` (−100: not counted), as transformers' models do it."""
+        """Logits, and the loss where there are ``labels`` (−100: not counted), as transformers' models do it.
+
+        Args:
+            num_items_in_batch: how many labels count in the optimiser step; None is those of this batch.
+
+        Raises:
+            RuntimeError: a loss to train on is asked for, and no gates were drawn for the step.
+        """
+        if self.training and labels is not None and not self._stepping:
+            raise RuntimeError(
+                "no gates were drawn for this step: Trainer(callbacks=[GateCallback(edited)]), or call begin_step and "
+                "end_step yourself (and eval() for a loss at the inference gates)"
+            )
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         prompt = None if labels is None else (labels == IGNORED) & (mask == 1)
         logits = self.base.logits(input_ids, mask, prompt_mask=prompt)
-        return CausalLMOutput(loss=None if labels is None else self._loss(logits, labels), logits=logits)
+        loss = None if labels is None else self._loss(logits, labels, num_items_in_batch)
+        return CausalLMOutput(loss=loss, logits=logits)
 
-    def _loss(self, logits: Float[Tensor, "batch pos vocab"], labels: Int[Tensor, "batch pos"]) -> Float[Tensor, ""]:
+    def _loss(
+        self, logits: Float[Tensor, "batch pos vocab"], labels: Int[Tensor, "batch pos"], total: Tensor | int | None
+    ) -> Float[Tensor, ""]:
         counted: Bool[Tensor, "batch pos"] = labels[:, 1:] != IGNORED
         predictions = logits[:, :-1][counted].float()
-        loss = nn.functional.cross_entropy(predictions, labels[:, 1:][counted])
+        total_ce = nn.functional.cross_entropy(predictions, labels[:, 1:][counted], reduction="sum")
+        n = int(counted.sum())
+        share = 1.0 if total is None else n / float(total)  # of the step's labels
+        ce = total_ce / max(1, n)
         if not self.training:
-            return loss
-        penalty = self.objective.penalty(self.edit).to(loss.device)
-        self._losses.append((loss.item(), penalty.item()))
-        return loss + penalty
+            return share * ce
+        penalty = self.objective.penalty(self.edit).to(ce.device)
+        self._losses.append((total_ce.item(), n, penalty.item()))
+        return share * (ce + penalty)
 
     # -- steps, called by GateCallback -----------------------------------------------------------------------------
 
-    def begin_step(self, step: int) -> None:
+    def begin_step(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Draw the gates of an optimiser step; behind ``gate_share`` of the steps each stands at its inference gate."""
         fixed = step >= self.gate_steps
-        for parameter in self.edit.parameter_groups().get("gates", []):
+        gates = self.edit.parameter_groups().get("gates", [])
+        for parameter in gates:
             parameter.requires_grad_(not fixed)
         self.attached.clear() if fixed else self.attached.draw(self.gates_rng)
+        self._rates = {} if optimizer is None else _gate_rate(optimizer, gates)
+        self._stepping = True
 
     def end_step(self, step: int, epoch: int = 0) -> None:
         """Note losses and gates after ``step`` optimiser steps, and move λ on."""
-        ce, penalty = (sum(part) / len(self._losses) for part in zip(*self._losses, strict=True))
+        sums, counts, penalties = zip(*self._losses, strict=True)
+        ce, penalty = sum(sums) / max(1, sum(counts)), penalties[-1]
         self._losses.clear()
+        self._stepping = False
         self.history.record(step, self.edit.log_alphas())
         losses = {"ce": ce, "penalty": penalty, "loss": ce + penalty}
-        self.rows.append({"step": step, "epoch": epoch, **losses, **self._weights(), **self._open_gates()})
+        told = {**losses, **self._rates, **self._weights(), **self._open_gates()}
+        self.rows.append({"step": step, "epoch": epoch, **told})
         self.objective.tick(ce + penalty)
 
     def note_validation(self, step: int, epoch: int, ce: float) -> None:
@@ -179,35 +271,66 @@ class EditedModel(nn.Module):
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
-    def save(self, path: str | Path, task: Task) -> Run:
-        """Write a Run: edit, gate history, losses and settings. ``task`` holds the rows that it was trained on.
+    def save(self, path: str | Path, task: Task, **fields: Any) -> Run:
+        """Write a Run: edit, gate history, losses, settings, and whether the gates have decided.
+
+        The history ends with the edit that is kept: where the Trainer went back to an earlier one
+        (``load_best_model_at_end``), the last step's record is that one's gates.
+
+        Args:
+            path: where to; must not exist, or be an empty directory.
+            task: holds the rows that it was trained on; convergence is measured on its validation rows.
+            **fields: of :class:`TrainConfig`, as they were in your rows, which cannot be seen from here: ``wrapper``,
+                ``max_length``, ``eos`` and ``answers`` must be named if ``evaluate(run)`` is to prompt as you did.
 
         Raises:
             FileExistsError: there is a Run, or anything else, at ``path``.
+            ValueError: an unknown field, or a value that is not allowed.
         """
         folder = Path(path)
         if folder.exists() and any(folder.iterdir()):
             raise FileExistsError(f"path: {folder} is not empty; choose another directory")
-        found = describe(self.base, task, self.edit, self.settings, self.preset_name, self.backend)
-        epochs = int(self.rows[-1]["epoch"]) if self.rows else 0
-        done = {
-            "steps": int(self.history.steps[-1]),
-            "epochs": epochs,
-            "best_epoch": None,
-            "best_value": None,
-            "stopped": "trainer",
-        }
+        settings = resolve(self.settings, self.preset_name, fields)
+        stamp = self._convergence(task, settings)
+        self.history.record(int(self.history.steps[-1]), self.edit.log_alphas())
+        found = describe(self.base, task, self.edit, settings, self.preset_name, self.backend)
+        epochs = int(self.rows[-1]["epoch"]) + 1 if self.rows else 0
+        done: dict[str, Any] = {"steps": int(self.history.steps[-1]), "epochs": epochs, "stopped": "trainer"}
+        done |= {"best_epoch": None, "best_value": None}
         identity = hashlib.sha256(json.dumps([found, edit_digest(self.edit)], sort_keys=True).encode()).hexdigest()
         config = {**found, "identity": identity, "status": "finished", "progress": done, "method": None}
         kept = copy.deepcopy(self.edit).requires_grad_(False).to("cpu")
         folder.mkdir(parents=True, exist_ok=True)
         _files.write_jsonl(folder / "metrics.jsonl", self.rows)
+        if stamp is not None:
+            _files.write_json(folder / convergence.FILE, stamp.to_dict())
         write_run(folder, config, kept, self.history)
         return Run.load(folder)
+
+    def _convergence(self, task: Task, settings: TrainConfig) -> convergence.Convergence | None:
+        """As ``fit`` measures it; None without gates, validation rows or a tokenizer to read them with."""
+        if not (self.edit.log_alphas() and task.validation and self.base.tokenizer):
+            return None
+        rows = encode_examples(
+            task.validation, self.base.tokenizer, wrapper=settings.wrapper, max_length=settings.max_length,
+            eos=settings.eos, template=task.template if settings.answers == "worded" else "{answer}",
+        )  # fmt: skip
+        travelled = sum(row.get("gate_lr", 0.0) for row in self.rows)
+        live = self._live
+        self.close()  # it is measured on the plain model
+        try:
+            return convergence.measure(
+                cast(JoLA, self.edit), self.base, rows, weights=self.objective.weights(), sum_gate_lr=travelled,
+                seed=settings.seed, backend=self.backend, form=settings.penalty_form,
+            )  # fmt: skip
+        finally:
+            if live:
+                self._attach()
 
     def close(self) -> None:
         """Take the edit away from the model; the edit and its history stay."""
         self._stack.close()
+        self._live = False
 
     def __enter__(self) -> Self:
         return self
@@ -216,6 +339,18 @@ class EditedModel(nn.Module):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _gate_rate(optimizer: torch.optim.Optimizer, gates: list[nn.Parameter]) -> dict[str, float]:
+    """``gate_lr`` of the step that begins; nothing without gates."""
+    known = {id(parameter) for parameter in gates}
+    groups = [group for group in optimizer.param_groups if known & {id(parameter) for parameter in group["params"]}]
+    return {"gate_lr": float(groups[0]["lr"])} if groups else {}
+
+
+def _epoch(state: TrainerState) -> int:
+    """The epoch, from 0, that a step belongs to: the Trainer's is 1 at the end of the first."""
+    return max(0, math.ceil(state.epoch or 0) - 1)
 
 
 class GateCallback(TrainerCallback):
@@ -229,21 +364,23 @@ class GateCallback(TrainerCallback):
         self.edited = edited
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Now the number of steps is known."""
+        """Now the number of steps is known, and what the Trainer was told."""
         if state.global_step:
             raise ValueError(
                 "resume_from_checkpoint: a Trainer's checkpoint holds the edit, but not where the gates' random stream "
                 "and λ stood; ji.fit(resume=True) goes on to the same bytes"
             )
-        self.edited.plan(state.max_steps)
+        self.edited.adopt(args, state)
 
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: Any = None, **_: Any
+    ) -> None:
         """One draw for all micro-batches of a step."""
-        self.edited.begin_step(state.global_step)
+        self.edited.begin_step(state.global_step, optimizer)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """The state behind step ``global_step``."""
-        self.edited.end_step(state.global_step, int(state.epoch or 0))
+        self.edited.end_step(state.global_step, _epoch(state))
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
@@ -260,4 +397,4 @@ class GateCallback(TrainerCallback):
     ) -> None:
         """The loss of the evaluation has no penalty in it: it is the validation cross-entropy."""
         if metrics and "eval_loss" in metrics:
-            self.edited.note_validation(state.global_step, int(state.epoch or 0), metrics["eval_loss"])
+            self.edited.note_validation(state.global_step, _epoch(state), metrics["eval_loss"])

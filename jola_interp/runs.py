@@ -48,6 +48,8 @@ SHARED_FILES = (
 """What goes to the Hub; predictions hold text from the data and go only if asked for."""
 OWN_FILES = (*SHARED_FILES, "predictions.jsonl", "timing.json", "report.html")
 """What a Run may hold beside its checkpoint and its transfer scores."""
+CARD = "README.md"
+"""The Hub's card of a Run."""
 TRANSFER = "transfer"
 """Scores on other tasks, a directory each."""
 ANALYSIS = "analysis"
@@ -150,8 +152,20 @@ class Run:
         commit_message: str = "Upload JoLA run",
         token: str | bool | None = None,
         include_predictions: bool = False,
+        card: str | None = None,
     ) -> str:
-        """Upload the Run (never its checkpoint) and return the address of the commit. Private unless you say so."""
+        """Upload the Run (never its checkpoint) and return the address of the commit. Private unless you say so.
+
+        Args:
+            repo_id: ``user/name``; made if it is not there.
+            private: whether a repository that is made now is private.
+            commit_message: of the commit.
+            token: as everywhere in ``huggingface_hub``.
+            include_predictions: upload texts of the data, too.
+            card: Markdown for ``README.md``, uploaded first, in a commit of its own; :func:`jola_interp.hub.push`
+                writes one. A ``README.md`` in the Run's directory is yours: it goes up in place of the card, and
+                nothing is written there.
+        """
         from huggingface_hub import HfApi
 
         if "few-shot" in str((self.config["method"] or {}).get("name")) and not include_predictions:
@@ -161,7 +175,12 @@ class Run:
             )
         api = HfApi(token=token)
         api.create_repo(repo_id, private=private, exist_ok=True)
-        files = [*SHARED_FILES, f"{TRANSFER}/*scores.json", f"{ANALYSIS}/*.safetensors"]
+        own = (self.path / CARD).exists()
+        if card is not None and not own:
+            api.upload_file(
+                path_or_fileobj=card.encode(), path_in_repo=CARD, repo_id=repo_id, commit_message=commit_message
+            )
+        files = [*SHARED_FILES, *([CARD] if own else []), f"{TRANSFER}/*scores.json", f"{ANALYSIS}/*.safetensors"]
         if include_predictions:
             files += ["predictions.jsonl", f"{TRANSFER}/*predictions.jsonl"]
         commit = api.upload_folder(
@@ -365,8 +384,8 @@ class Run:
         """The trained edit, or a part of it, for nnsight traces of your own (:mod:`jola_interp.backends.traced`).
 
         Args:
-            model: an nnsight model, whose weights may be on NDIF alone; or what :meth:`attach` takes, which is wrapped
-                (loaded anew first, where it has been booted by TransformerLens).
+            model: an nnsight model, which stays as it is, and whose weights may be on NDIF alone; or what
+                :meth:`attach` takes, which is wrapped (loaded anew first, where it has been booted by TransformerLens).
             heads, kinds, strength: as for :meth:`attach`.
         """
         from jola_interp.backends import traced

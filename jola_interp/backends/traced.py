@@ -156,12 +156,21 @@ def is_wrapped(given: object) -> bool:
 
 
 def unwrapped(given: Any) -> Model:
-    """The :class:`Model` around what an nnsight model wraps, which freezes it."""
+    """The :class:`Model` around what an nnsight model wraps, from which geometry and places are read; what trains
+    there, and in which mode, is as it was."""
     from jola_interp.models import Model
 
     module = given._module
     name = str(getattr(given, "repo_id", None) or type(module).__name__)
-    return Model(module, getattr(given, "tokenizer", None), name=name)
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    training = [part for part in module.modules() if part.training]
+    try:
+        return Model(module, getattr(given, "tokenizer", None), name=name)  # which freezes it
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        for part in training:
+            part.training = True
 
 
 def wrap(model: Model) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jola_interp._version import __version__
+from jola_interp.edits import LoRA
 from jola_interp.edits.base import unit_label
 from jola_interp.export.affine import Points, affine
 from jola_interp.runs import Run
@@ -67,14 +68,14 @@ def model_card(
     parts = [
         _header(run, kind, revision),
         f"# {run.config['task']['name']}: {_method(run)} on {run.config['model']['name']}",
-        WHAT.get(kind, "A Run of jola_interp: the trained edit, the history of its gates and its scores."),
+        _what(run, kind),
         _facts(run, kind, rank, dtype, saved_as, revision),
         "## Edit\n\n" + _edit_in_words(heads if heads is not None else _heads_of(run), whole),
         "## Scores\n\n" + (_scores(run) if whole else "Only a part of the Run's edit is in it, and not scored here."),
     ]
     if check is not None:
         parts.append("## Exactness\n\n" + _exactness(check))
-    parts.append("## How to load it\n\n" + _loading(run, kind, repo))
+    parts.append("## How to load it\n\n" + _loading(run, kind, repo, revision))
     return "\n\n".join(parts) + "\n"
 
 
@@ -98,6 +99,13 @@ def _heads_of(run: Run) -> dict[str, list[str]]:
         return heads_by_kind(affine(run.edit), run.edit.shape.d_head)
     except ValueError:
         return {}
+
+
+def _what(run: Run, kind: str) -> str:
+    if kind == "lora" and isinstance(run.edit, LoRA):
+        linears = sorted({name.rpartition(".")[2] for name in run.edit.sizes})
+        return f"A LoRA adapter (peft) as it was trained, on {', '.join(linears)}; it goes with the base model."
+    return WHAT.get(kind, "A Run of jola_interp: the trained edit, the history of its gates and its scores.")
 
 
 def _header(run: Run, kind: str, revision: str | None) -> str:
@@ -169,25 +177,26 @@ def _exactness(check: Check) -> str:
     return f"{found[0].upper()}{found[1:]}.{drift if check.bound is None else ''}"
 
 
-def _loading(run: Run, kind: str, repo: str) -> str:
+def _loading(run: Run, kind: str, repo: str, revision: str | None) -> str:
     base = run.config["model"]["source"] or run.config["model"]["name"]
+    at = f', revision="{revision}"' if revision else ""
     stock = ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
-    name = repo if kind == "fold" else base
+    where = f'"{repo}"' if kind == "fold" else f'"{base}"{at}'
     stock += [
-        f'model = AutoModelForCausalLM.from_pretrained("{name}", dtype="auto")',
-        f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
+        f'model = AutoModelForCausalLM.from_pretrained({where}, dtype="auto")',
+        f"tokenizer = AutoTokenizer.from_pretrained({where})",
     ]
     adapter = ["from peft import PeftModel", *stock, f'model = PeftModel.from_pretrained(model, "{repo}")']
     attached = [
         "import jola_interp as ji",
         f'run = ji.Run.from_pretrained("{repo if kind == "run" else "RUN"}")    # the Run that this was made from',
-        f'model = ji.load_model("{base}")',
+        f'model = ji.load_model("{base}"{at})',
         "with run.attach(model):",
         "    ...",
     ]
     own = ["import jola_interp as ji", f'model = ji.load_model("{repo}")'] if kind == "fold" else attached
     if kind == "ia3":
-        own = ["import jola_interp as ji", "from jola_interp import export", f'model = ji.load_model("{base}")',
+        own = ["import jola_interp as ji", "from jola_interp import export", f'model = ji.load_model("{base}"{at})',
                f'edit = export.from_peft("{repo}", model)', "with ji.attach(edit, model):", "    ..."]  # fmt: skip
     blocks = {
         "With transformers alone": stock if kind == "fold" else None,

@@ -22,9 +22,13 @@ if TYPE_CHECKING:
 
 BOUNDS: dict[torch.dtype, float] = {torch.float64: 1e-5, torch.float32: 1e-5}
 """Largest difference of logits, as a share of the largest logit. The norms of most models compute in float32 also where
-the rest is float64. Half precisions have no bound: there a fold rounds weights."""
+the rest is float64. Half precisions have no bound: there a fold rounds weights, and KL_SHARE is asked for."""
 AT_O_PROJ = 1e-12
 """Largest difference at W_O, in float64, beyond the rounding of what is stored."""
+KL_SHARE = 0.1
+"""In half precision, the most that mean KL(edited ‖ exported) may be of mean KL(edited ‖ base). KL grows with the
+square of a small difference: an export that has lost a third of what the edit does to the logits is at 1/9, one that
+has lost all of it at 1, and one whose rounding alone comes to a tenth is no longer that edit, whatever the reason."""
 ROWS, LONGEST, SHORTER = 4, 48, 6
 """Rows that are compared, tokens of the longest, and by how much each is shorter than the one before it."""
 Linear = tuple[Float[Tensor, "out in"], Float[Tensor, " out"]]
@@ -39,21 +43,26 @@ class Check:
         logits: largest difference of a logit, over rows that are padded on the left and on the right.
         largest_logit: of the edited model.
         kl: mean over tokens of KL(edited ‖ exported), in nats.
+        kl_base: mean over tokens of KL(edited ‖ base): how much there is to lose.
         bound: what ``logits``/``largest_logit`` may be; None in half precision, where ``logits`` and ``kl`` are the
-            drift that comes of rounding.
+            drift that comes of rounding, and ``kl`` may be ``KL_SHARE`` of ``kl_base``.
         at_o_proj: largest difference behind W_O on random z in float64, as a share of |W_O| |z|; None for edits
             without heads.
         at_o_proj_bound: what that may be: 1e-12, or the rounding of the stored numbers.
         tokens: how many were compared.
+        stored: of a checkpoint, the largest difference of any stored number from the float64 fold, in units of what
+            one rounding to the stored dtype may do (:func:`jola_interp.export.stored.off`): at most 1.
     """
 
     logits: float
     largest_logit: float
     kl: float
+    kl_base: float
     bound: float | None
     at_o_proj: float | None
     at_o_proj_bound: float
     tokens: int
+    stored: float | None = None
 
     @property
     def share(self) -> float:
@@ -65,7 +74,8 @@ class Check:
         behind = "" if self.at_o_proj is None else f"; W_O z by {self.at_o_proj:.1e} of |W_O| |z|, in float64"
         return (
             f"on {self.tokens} tokens, padded on the left and on the right, logits differ from the edited model's by "
-            f"at most {self.logits:.2g} (largest: {self.largest_logit:.3g}), mean KL {self.kl:.1e} nats{behind}"
+            f"at most {self.logits:.2g} (largest: {self.largest_logit:.3g}), mean KL {self.kl:.1e} nats (of the base "
+            f"model: {self.kl_base:.1e}){behind}"
         )
 
     @property
@@ -73,8 +83,15 @@ class Check:
         """What is over its bound, with the numbers; None if nothing is."""
         if self.at_o_proj is not None and not self.at_o_proj <= self.at_o_proj_bound:
             return f"W_O z differs by {self.at_o_proj:.1e} of |W_O| |z|; the bound is {self.at_o_proj_bound:.0e}"
+        if self.stored is not None and not self.stored <= 1:
+            return f"a stored number is {self.stored:.1e} roundings away from the float64 fold; the bound is 1"
         if self.bound is not None and not self.share <= self.bound:
             return f"logits differ by {self.share:.1e} of the largest; the bound is {self.bound:.0e}"
+        if self.bound is None and not self.kl <= KL_SHARE * self.kl_base:
+            return (
+                f"mean KL to the edited model is {self.kl:.1e} nats, and that of the base model {self.kl_base:.1e}: "
+                f"the bound is {KL_SHARE:.0%} of it; dtype='float32' does not round the edit away"
+            )
         return None
 
 
@@ -98,19 +115,21 @@ def compare(
     """
     behind = None if edit.on_weights else at_o_proj(edit, base, linear)
     live = _on(edit, base)
-    worst, largest, kl, tokens = 0.0, 0.0, 0.0, 0
+    worst, largest, kl, kl_base, tokens = 0.0, 0.0, 0.0, 0.0, 0
     for ids, mask in _batches(_rows(run, base), pad_id(base.tokenizer) if base.tokenizer else 0, base.device):
         with torch.no_grad(), attach(live, base, "hooks") as attached:
             expected = base.logits(ids, mask)[mask.bool()]  # [token, vocab]
         attached.check_live()
         with torch.no_grad():
-            found = exported.logits(ids, mask)[mask.bool()]
+            found, plain = (model.logits(ids, mask)[mask.bool()] for model in (exported, base))
         worst = max(worst, float((found.double() - expected.double()).abs().max()))
         largest = max(largest, float(expected.abs().max()))
         kl += float(_kl(expected, found))
+        kl_base += float(_kl(expected, plain))
         tokens += len(expected)
     rounding = max(AT_O_PROJ, torch.finfo(stored).eps)
-    return Check(worst, largest, max(0.0, kl / tokens), BOUNDS.get(base.dtype), behind, rounding, tokens)
+    mean, mean_base = (max(0.0, total / tokens) for total in (kl, kl_base))
+    return Check(worst, largest, mean, mean_base, BOUNDS.get(base.dtype), behind, rounding, tokens)
 
 
 @torch.no_grad()

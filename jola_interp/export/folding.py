@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,33 +14,18 @@ from torch import Tensor, nn
 
 from jola_interp._log import logger
 from jola_interp.edits import Edit, FullFineTuning, LoRA
-from jola_interp.edits.base import Site
 from jola_interp.edits.jola import Operation
 from jola_interp.edits.lora import key_of
-from jola_interp.export import card
+from jola_interp.export import card, stored
 from jola_interp.export.affine import Affine, Points, affine, parts_of
 from jola_interp.export.carriers import biased, carrier
 from jola_interp.export.checking import Check, Linear, as_linear, compare
+from jola_interp.export.places import Place, Point, places_of
 from jola_interp.export.subject import Subject, opened
 from jola_interp.export.written import Export, ExportError, require_vacant, weight_bytes, write_note, writing
 from jola_interp.models import Model
 from jola_interp.runs import Run
 
-Side = Literal["inputs", "outputs"]
-PLACES: dict[Site, tuple[Side, tuple[str, ...]]] = {
-    "heads": ("inputs", ("attn.o",)),
-    "attention": ("outputs", ("attn.o",)),
-    "mlp": ("outputs", ("mlp.out",)),
-    "residual": ("outputs", ("mlp.out",)),
-    "query": ("outputs", ("attn.q",)),
-    "key": ("outputs", ("attn.k",)),
-    "value": ("outputs", ("attn.v",)),
-    "up": ("outputs", ("mlp.in",)),
-    "gate": ("outputs", ("mlp.gate",)),
-    "norm1": ("inputs", ("attn.q", "attn.k", "attn.v")),
-    "norm2": ("inputs", ("mlp.in", "mlp.gate")),
-}
-"""Site to the linears, in TransformerLens' words, before or behind which it lies; ``mlp`` comes before ``residual``."""
 POST_NORM = "post_feedforward_layernorm"
 
 
@@ -86,7 +71,9 @@ def fold(
 
     Raises:
         ExportError: an edit that weights cannot hold (ReFT, a scope of some tokens), an architecture without a place
-            for its bias (Phi-3), or a difference over its bound. Nothing is left at ``path``.
+            for its bias (Phi-3), or a difference over its bound: a stored number that is not the float64 fold rounded
+            once, or logits (in half precision: a mean KL of over a tenth of the base model's). Nothing is left at
+            ``path``.
         FileExistsError: ``path`` is taken.
     """
     target = require_vacant(path)
@@ -118,6 +105,7 @@ class Folded:
     Attributes:
         tensors: name to new value, of the parameters that are not the base model's.
         layers: those they belong to, such as "L3"; of a whole model "all".
+        places: linear, by name, to the points before and behind it.
     """
 
     def __init__(self, base: Model, edit: Edit):
@@ -125,11 +113,12 @@ class Folded:
         self.tensors: dict[str, Tensor] = {}
         self.layers: tuple[str, ...] = ()
         self._own = dict(self.hf.named_parameters())
-        self._names = {id(module): name for name, module in self.hf.named_modules()}
         with torch.no_grad():
             self._whole([part for part in parts_of(edit) if isinstance(part, FullFineTuning)])
             low_rank = [part for part in parts_of(edit) if isinstance(part, LoRA)]
-            changes = changes_of(base, affine(edit), self._names)
+            points = affine(edit)
+            self.places = places_of(base, points)
+            changes = changes_of(base, points, self.places)
             for name in {*changes, *(name for part in low_rank for name in part.sizes)}:
                 self._linear(name, changes.get(name, Change()), low_rank)
         self.layers = self.layers or labels(self.tensors)
@@ -193,24 +182,26 @@ def folded(
     return weight, bias
 
 
-def changes_of(base: Model, points: Points, names: Mapping[int, str]) -> dict[str, Change]:
+def changes_of(base: Model, points: Points, places: Mapping[str, Place]) -> dict[str, Change]:
     """Linear, by name, to what is to become of it.
 
     Raises:
         ExportError: a change of the residual stream that a norm stands before, or that scales it.
     """
-    changes: dict[str, Change] = {}
-    for site, (side, components) in PLACES.items():
-        for layer in (layer for layer, at in points if at == site):
-            given = points[layer, site]
-            if site == "residual":
-                _require_offset_behind_mlp(base, layer, given)
-            for linear in _reached(base, layer, site, components):
-                change = changes.get(names[id(linear)], Change())
-                before: Affine | None = getattr(change, side)
-                after = given if before is None else before.then(given)
-                changes[names[id(linear)]] = replace(change, **{side: after})
-    return changes
+    for (layer, site), given in points.items():
+        if site == "residual":
+            _require_offset_behind_mlp(base, layer, given)
+    return {
+        name: Change(_composed(points, place.before), _composed(points, place.behind)) for name, place in places.items()
+    }
+
+
+def _composed(points: Points, order: Iterable[Point]) -> Affine | None:
+    """One after another; None of none."""
+    found: Affine | None = None
+    for point in order:
+        found = points[point] if found is None else found.then(points[point])
+    return found
 
 
 def require_plain(module: Any, name: str) -> None:
@@ -249,7 +240,8 @@ def _checked(subject: Subject, result: Folded, scratch: Path) -> Check:
     def linear(layer: int) -> Linear:
         return as_linear(exported.o_proj(layer))
 
-    found = compare(subject.run, subject.edit, base, exported, linear, base.dtype)
+    off = stored.off(subject.edit, base, loaded, result.places)
+    found = replace(compare(subject.run, subject.edit, base, exported, linear, base.dtype), stored=off)
     subject.require(found)
     return found
 
@@ -262,23 +254,3 @@ def _require_offset_behind_mlp(base: Model, layer: int, given: Affine) -> None:
             f"{type(base.hf).__name__} has a norm between the MLP and the residual stream: an offset behind block "
             f"{layer} cannot be folded"
         )
-
-
-def _reached(base: Model, layer: int, site: Site, components: tuple[str, ...]) -> list[nn.Module]:
-    """The linears of a place; not every MLP has a gate.
-
-    Raises:
-        ExportError: one of them is part of a fused projection.
-    """
-    found = []
-    for component in components:
-        try:
-            found.append(base.component(layer, component))
-        except ValueError as error:
-            if component == "mlp.gate" and site == "norm2":
-                continue
-            raise ExportError(
-                f"{type(base.hf).__name__} has no linear of its own at {component}, which {site} needs: an edit there "
-                "cannot be folded"
-            ) from error
-    return found

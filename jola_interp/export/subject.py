@@ -86,10 +86,16 @@ def _base(model: Model, dtype: str | torch.dtype | None) -> Model:
 
 
 def _cast(hf: Any, dtype: torch.dtype) -> Any:
-    """The model built anew with its weights in ``dtype``: ``hf.to(dtype)`` would also round, or leave as it once was
-    rounded, what a model computes for itself (rotary frequencies), which the export of it would not."""
-    made = type(hf)(copy.deepcopy(hf.config)).to(hf.device)
-    made.load_state_dict(hf.state_dict())
-    for parameter in made.parameters():
-        parameter.data = parameter.data.to(dtype)
+    """The model built anew in ``dtype``, as ``from_pretrained`` would build it, with the same weights and generation
+    configuration: ``hf.to(dtype)`` would also round, or leave as it once was rounded, what a model computes for itself
+    (rotary frequencies), which the export of it would not."""
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)  # so that weights go from their own precision to this one, and through no other
+    try:
+        made = type(hf)(copy.deepcopy(hf.config))
+    finally:
+        torch.set_default_dtype(usual)
+    made.to(hf.device).load_state_dict(hf.state_dict())
+    if hf.can_generate():
+        made.generation_config = copy.deepcopy(hf.generation_config)
     return made

@@ -433,6 +433,20 @@ def test_the_callers_tokenizer_is_left_alone(run: Run, make_model: MakeModel) ->
     assert model.tokenizer.padding_side == "right"  # type: ignore[union-attr]
 
 
+def test_the_callers_nnsight_model_stays_trainable_and_in_its_modes(run: Run) -> None:
+    from nnsight import NNsight
+
+    hf = build_hf("llama").train()
+    hf.lm_head.weight.requires_grad_(False)
+    hf.model.layers[1].eval()
+    flags = {name: parameter.requires_grad for name, parameter in hf.named_parameters()}
+    modes = {name: module.training for name, module in hf.named_modules()}
+    assert len(set(flags.values())) == len(set(modes.values())) == 2
+    run.as_trace(NNsight(hf))
+    assert {name: parameter.requires_grad for name, parameter in hf.named_parameters()} == flags
+    assert {name: module.training for name, module in hf.named_modules()} == modes
+
+
 def test_what_cannot_be_traced_is_refused(run: Run, make_model: MakeModel) -> None:
     model = make_model()
     with pytest.raises(ValueError, match="L9H9 is not in this model"):

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
-from jola_interp import export
+from jola_interp import export, hub
+from jola_interp.edits import LoRA
 from jola_interp.export.affine import affine
 from jola_interp.export.card import heads_by_kind, model_card
 from jola_interp.models import Model
@@ -36,6 +38,61 @@ def test_a_card_says_task_model_heads_scores_and_how_to_load(tmp_path: Path) -> 
         assert "toy" in card and "52.00 [51.00, 53.00]" in card and "11.00 [10.00, 12.00]" in card
         assert all(word in card for word in words), kind
     assert "bleu" in card and "95 % intervals" in card
+
+
+def test_what_loads_the_base_model_names_its_revision(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    run.config["model"]["source"] = "some/model"
+    for kind in ("fold", "lora", "ia3", "run"):
+        lines = model_card(run, kind, revision="abc").split("```")[1::2]
+        loads = [line for block in lines for line in block.splitlines() if '("some/model"' in line]
+        assert loads and all('"some/model", revision="abc"' in line for line in loads), kind
+        assert "revision" not in model_card(run, kind).split("How to load")[1]
+
+
+def test_a_lora_that_was_trained_says_where_it_is(make_model: MakeModel, run_of: RunOf, tmp_path: Path) -> None:
+    model = make_model()
+    edit = LoRA.of(model.hf, r=2).initialise(torch.Generator().manual_seed(0))
+    for parameter in edit.parameters():
+        parameter.data.add_(0.02)
+    words = (export.to_peft(run_of(model, edit), tmp_path / "own").path / "README.md").read_text()
+    assert "on the output projections" not in words and "q_proj" in words.split("# toy")[1].split("##")[0]
+    assert "on the output projections" in model_card(run_of(model, made(model), "heads"), "lora")
+
+
+class FakeHub:
+    """Takes what would go to the Hub."""
+
+    def __init__(self, token: Any = None):
+        self.token = token
+
+    files: dict[str, bytes] = {}
+    options: dict[str, Any] = {}
+
+    def create_repo(self, repo_id: str, **options: Any) -> None:
+        FakeHub.files, FakeHub.options = {}, {"repo": repo_id, **options}
+
+    def upload_file(self, *, path_or_fileobj: bytes, path_in_repo: str, **_: Any) -> None:
+        self.files[path_in_repo] = path_or_fileobj
+
+    def upload_folder(self, *, folder_path: Path, allow_patterns: list[str], **_: Any) -> Any:
+        found = [file for pattern in allow_patterns for file in folder_path.glob(pattern)]
+        self.files.update({str(file.relative_to(folder_path)): file.read_bytes() for file in found})
+        return type("Commit", (), {"commit_url": "https://hub/commit"})
+
+
+def test_a_pushed_run_has_a_card_unless_it_has_one_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.HfApi", FakeHub)
+    run = make_run(tmp_path / "run")
+    before = sorted(run.path.iterdir())
+    assert hub.push(run.path, "me/run") == "https://hub/commit" and FakeHub.options["private"]
+    card = FakeHub.files["README.md"].decode()
+    assert 'ji.Run.from_pretrained("me/run")' in card and "52.00" in card and "edit.safetensors" in FakeHub.files
+    assert sorted(run.path.iterdir()) == before
+    (run.path / "README.md").write_text("mine")
+    hub.push(run, "me/run", private=False)
+    assert FakeHub.files["README.md"] == b"mine" == (run.path / "README.md").read_bytes()
+    assert not FakeHub.options["private"]
 
 
 def test_heads_by_kind_are_those_that_act_at_inference(tmp_path: Path) -> None:

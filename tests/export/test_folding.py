@@ -330,11 +330,60 @@ def test_half_precision_reports_its_drift_and_float32_has_none(
     adapter = export.to_peft(run, tmp_path / "adapter")
     assert half.check is not None and whole.check is not None and adapter.check is not None
     assert half.check.bound is None and half.check.logits > 0 and half.check.kl > 0 and half.dtype == "bfloat16"
+    assert half.check.kl < half.check.kl_base / 10 and 0.5 < half.check.stored <= 1 and adapter.check.stored is None  # type: ignore[operator]
     assert whole.check.bound == 1e-5 and whole.check.share <= 1e-5 and whole.dtype == "float32"
     assert half.check.at_o_proj > 1e-4 > 1e-6 > max(whole.check.at_o_proj, adapter.check.at_o_proj)  # type: ignore
     assert load_file(half.path / "model.safetensors")["model.layers.0.self_attn.o_proj.bias"].dtype == torch.bfloat16
     after = model.hf.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items()) and len(after) == len(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_refuses_a_loss_that_is_no_rounding(
+    run_of: RunOf, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    """All offsets lost although they are smaller than what bounds W_O z; an MLP's, too; and what no weight shows."""
+    model = model_in(dtype, "gpt2", tokenizer)
+    right, carried = folding.folded, folding.carrier
+    for number, sites in enumerate([("heads",), ("mlp",)]):
+        run = run_of(model, made(model, init_std=0.02, sites=sites, operations="add"), f"run {number}")
+        with monkeypatch.context() as patched, pytest.raises(export.ExportError, match="roundings away|W_O z differs"):
+            patched.setattr(folding, "folded", lambda w, b, change: (right(w, b, change)[0], b))
+            export.fold(run, tmp_path / "out")
+    run = run_of(model, made(model))
+
+    def wrong(hf: Any, needed: set[str]) -> Any:
+        made_model = carried(hf, needed)
+        made_model.config.layer_norm_epsilon = 1.0
+        return made_model
+
+    with monkeypatch.context() as patched, pytest.raises(export.ExportError, match="the bound is 10% of it"):
+        patched.setattr(folding, "carrier", wrong)
+        export.fold(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert export.fold(run, tmp_path / "out").check.stored <= 1  # type: ignore[union-attr, operator]
+
+
+def test_a_weight_that_nothing_changes_is_the_base_models(
+    make_model: MakeModel, run_of: RunOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model()
+    carried = folding.carrier
+
+    def wrong(hf: Any, needed: set[str]) -> Any:
+        made_model = carried(hf, needed)
+        load = made_model.load_state_dict
+
+        def nudged(state: Any, **options: Any) -> Any:
+            name = "model.layers.0.mlp.up_proj.weight"
+            return load({**state, name: state[name] * (1 + 3e-7)}, **options)
+
+        made_model.load_state_dict = nudged
+        return made_model
+
+    monkeypatch.setattr(folding, "carrier", wrong)
+    with pytest.raises(export.ExportError, match="roundings away"):
+        export.fold(run_of(model, made(model)), tmp_path / "out")
 
 
 def test_what_a_gguf_file_leaves_in_a_configuration_is_not_exported(
@@ -372,6 +421,10 @@ def test_tokenizer_and_generation_configuration_come_along(
 ) -> None:
     model = make_model()
     model.hf.generation_config.max_new_tokens = 7
-    done = export.fold(run_of(model, made(model)), tmp_path / "out")
+    run = run_of(model, made(model))
+    done = export.fold(run, tmp_path / "out")
     assert AutoModelForCausalLM.from_pretrained(done.path).generation_config.max_new_tokens == 7
+    other = export.fold(run, tmp_path / "other", dtype="float64")  # a copy of a model that was handed in
+    assert AutoModelForCausalLM.from_pretrained(other.path).generation_config.max_new_tokens == 7
+    assert torch.get_default_dtype() == torch.float32
     assert len(AutoTokenizer.from_pretrained(done.path)) == 258
