@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 from jola_interp import plots
 from jola_interp.analysis.study_curves import curves
 from jola_interp.report.page import figure, listed, section, table
+from jola_interp.study.answers import labels_of
+from jola_interp.study.cell import training_fields
+from jola_interp.study.place import Place
+from jola_interp.study.summary import AXES as FIELDS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,6 +26,10 @@ HEADS = 12
 """Heads that are named."""
 AXES = ("n_train", "penalty")
 """Axes over which curves are drawn, where cells have several values of them."""
+RANDOM = ("seed", "draw")
+"""Axes over which means are taken."""
+PLAIN = ("model", "task", "method", "labels", "preset")
+"""Axes whose values say themselves what they are."""
 LOWER, COUNT = "nll", "heads"
 
 
@@ -29,14 +38,16 @@ def title_of_study(study: Study) -> tuple[str, str]:
     tasks, models = (list(dict.fromkeys(getattr(cell, name) for cell in study.cells)) for name in ("task", "model"))
     status = study.status()
     counted = ", ".join(f"{number} {state}" for state, number in status.counts.items() if number)
-    return f"Study {study.path.name}: {', '.join(models)} on {len(tasks)} tasks", f"{len(study)} cells: {counted}"
+    named = f"{study.path.name}: {', '.join(models)} on {len(tasks)} task{'s' * (len(tasks) > 1)}"
+    return named, f"{len(study)} cells: {counted}"
 
 
 def body_of_study(study: Study, rule: str, **labels: Any) -> str:
     """Answers in words, then every question with its figures."""
     found, frame = study.ask(rule, **labels), study.frame()
-    parts = [listed(map(escape, in_words(found))), section("Cells", _cells(frame))]
-    for name, heading, drawn, see in figures_of(found, frame):
+    parts = [listed(map(escape, in_words(found))), section("Cells", _cells(rows_of(study, frame, labels)))]
+    along = rows_of(study, frame, {name: value for name, value in labels.items() if name not in AXES})
+    for name, heading, drawn, see in figures_of(found, along, labels):
         parts.append(figure(name, heading, drawn, see=see))
     parts.append(section("Settings", f"<pre>{escape(study.design.to_yaml())}</pre>"))
     again = [
@@ -64,8 +75,33 @@ def in_words(found: Answers) -> list[str]:
     return said
 
 
-def figures_of(found: Answers, frame: pd.DataFrame, **how: Any) -> Iterator[tuple[str, str, Any, str]]:
-    """(name, heading, figure, what to see) of everything that can be drawn; ``how`` goes to the renderer."""
+def rows_of(study: Study, frame: pd.DataFrame, labels: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows of the cells that have these labels, as ``Study.ask`` takes them; cells without gates have them, too."""
+    allowed, kept = _allowed(labels), []
+    for cell in study.cells:
+        place = str(Place.of(study.path, cell).run)
+        told = {**labels_of(cell), "penalty": cell.value("penalty"), "path": place}
+        if all(told[name] in wanted for name, wanted in allowed.items()):
+            kept.append(cell.name)
+    return frame[frame["cell"].isin(kept)]
+
+
+def _allowed(labels: Mapping[str, Any]) -> dict[str, list[Any]]:
+    several = (list, tuple, set, frozenset)
+    return {name: list(wanted) if isinstance(wanted, several) else [wanted] for name, wanted in labels.items()}
+
+
+def figures_of(
+    found: Answers, frame: pd.DataFrame, labels: Mapping[str, Any] | None = None, **how: Any
+) -> Iterator[tuple[str, str, Any, str]]:
+    """(name, heading, figure, what to see) of everything that can be drawn.
+
+    Args:
+        found: answers of a study.
+        frame: the study's, or the rows of it that curves are drawn of.
+        labels: which cells were asked about: a curve has only those, and along its axis those with other values of it.
+        **how: goes to the renderer.
+    """
     yield (
         "overlaps", "Do tasks share heads?", plots.overlap_matrix(found.overlaps, **how),
         "overlap above chance; the diagonal is other seeds of the same task, which is what two tasks have to beat",
@@ -74,7 +110,7 @@ def figures_of(found: Answers, frame: pd.DataFrame, **how: Any) -> Iterator[tupl
         "overlap-rules",
         "Under every rule",
         plots.overlap_summary(found.overlaps, **how),
-        "other rules, other answers?",
+        "whether other rules give other answers",
     )
     yield (
         "stability", "Would another seed pick them again?", plots.stability_bars(found.stability, **how),
@@ -90,7 +126,7 @@ def figures_of(found: Answers, frame: pd.DataFrame, **how: Any) -> Iterator[tupl
         agreement = plots.offset_agreement(found.cosines, **how)
         yield "cosine-summary", "Offsets of seeds and of tasks", agreement, "beside offsets of other heads"
     yield from _transfers(found, **how)
-    yield from _curves(frame, **how)
+    yield from _curves(frame, labels or {}, **how)
 
 
 def _transfers(found: Answers, **how: Any) -> Iterator[tuple[str, str, Any, str]]:
@@ -104,25 +140,45 @@ def _transfers(found: Answers, **how: Any) -> Iterator[tuple[str, str, Any, str]
             yield f"{name}-overlap", f"{heading}: against overlap", against, "does sharing heads say what carries over?"
 
 
-def _curves(frame: pd.DataFrame, **how: Any) -> Iterator[tuple[str, str, Any, str]]:
+def _curves(frame: pd.DataFrame, labels: Mapping[str, Any], **how: Any) -> Iterator[tuple[str, str, Any, str]]:
     for axis in AXES:
-        if axis not in frame or frame[axis].nunique() < 2:
+        others = {name: labels[name] for name in (*AXES, "labels") if name in labels and name != axis}
+        asked = frame
+        for name, allowed in _allowed({"labels": "real", **others}).items():
+            asked = asked[asked[name].isin(allowed)] if name in frame else asked
+        if axis not in frame or asked[axis].nunique() < 2:
             continue
+        alike, parts = _parted(asked, but=axis)
+        alike = alike.assign(**{name: f"{name} " + alike[name] for name in parts if name not in PLAIN})
         for value in (LOWER, COUNT):
-            if frame[value].notna().any():
-                made = curves(frame[frame[value].notna()], axis, value, by="task")
+            if alike[value].notna().any():
+                made = curves(alike[alike[value].notna()], axis, value, by=parts)
                 yield f"{value}-{axis}", f"{value} over {axis}", plots.study_curves(made, **how), "bands: over seeds"
 
 
 def _cells(frame: pd.DataFrame) -> str:
-    """A row per task, method and kind of labels: means and ranges over seeds."""
-    head = ["Task", "Method", "Labels", "Cells", "NLL base", "NLL edited", "Heads", "Gates decided"]
+    """A row per task, method, kind of labels, and whatever else has several values: means and ranges over seeds."""
+    alike, parts = _parted(frame, always=("task", "method", "labels"))
+    head = [name.replace("_", " ").capitalize() for name in parts]
     rows = []
-    for (task, method, labels), part in frame.groupby(["task", "method", "labels"], sort=False):
+    for key, part in alike.groupby(parts, sort=False):
         numbers = [_range(part[name]) for name in ("base_nll", "nll", "heads", "polarised")]
-        rows.append([escape(str(task)), escape(str(method)), escape(str(labels)), str(len(part)), *numbers])
+        rows.append([*(escape(str(value)) for value in key), str(len(part)), *numbers])
     note = "Mean over cells [lowest, highest]; NLL in nats per answer token of the test rows."
-    return f'{table(head, rows)}<p class="note">{note}</p>'
+    columns = [*head, "Cells", "NLL base", "NLL edited", "Heads", "Gates decided"]
+    return f'{table(columns, rows)}<p class="note">{note}</p>'
+
+
+def _parted(frame: pd.DataFrame, always: tuple[str, ...] = ("task",), but: str = "") -> tuple[pd.DataFrame, list[str]]:
+    """The frame with columns that part what is not alike, as words, and their names: ``always``, and all others with
+    several values but seeds, draws and ``but``.
+    """
+    words = frame["options"].where(frame["options"] == "", " " + frame["options"])
+    told = frame.assign(method=frame["method"] + words)
+    axes = [name for name in (*FIELDS, *sorted(training_fields())) if name in frame and name not in (*RANDOM, but)]
+    several = [name for name in axes if name != "options" and told[name].map(str).nunique() > 1]
+    parts = [*always, *(name for name in several if name not in always)]
+    return told.assign(**{name: told[name].map(str) for name in parts}), parts
 
 
 def _range(values: Any) -> str:
@@ -138,9 +194,8 @@ def _stable(found: Stability) -> list[str]:
     parts = []
     for group in found.groups:
         one = found.score(group)
-        parts.append(
-            f"{group} {one.value:.2f} [{one.low:.2f}, {one.high:.2f}] (random {one.chance:.2f}, p {one.p:.2g})"
-        )
+        ends = "" if math.isnan(one.low) else f" [{one.low:.2f}, {one.high:.2f}]"  # two runs have no interval
+        parts.append(f"{group} {one.value:.2f}{ends} (random {one.chance:.2f}, p {one.p:.2g})")
     return [f"Stability over runs (Nogueira's index): {'; '.join(parts)}."]
 
 

@@ -25,6 +25,9 @@ READABLE = 100
 class Cell:
     """One training. Two cells that say the same, however it is written, are equal and have one name.
 
+    A training field that is named is part of what a cell says, even where the preset has the same value: under another
+    version of the preset it would still hold. Such a cell and one that leaves it to the preset are two cells.
+
     Attributes:
         model: a name or a path (see ``load_model``).
         task: a name or a path (see ``load_task``).
@@ -35,7 +38,7 @@ class Cell:
         n_train, n_validation, n_test: rows; None leaves it to the task.
         labels: ``real`` or ``shuffled``.
         preset: what the training fields start from.
-        train: training fields that differ from the preset's.
+        train: training fields that are named, in place of the preset's and the method's.
 
     Raises:
         ValueError: a field that cannot be used, with its value and what is allowed.
@@ -70,8 +73,8 @@ class Cell:
         _require("labels", self.labels, self.labels in LABELS, f"one of {', '.join(LABELS)}")
         _require("preset", self.preset, isinstance(self.preset, str), "a name")
         train = {name: _training_value(name, self.train[name]) for name in sorted(self.train, key=str)}
-        _check_training(self.method, json.dumps(self.options), self.preset, json.dumps(train))
         object.__setattr__(self, "train", train)
+        self.value("lr")  # refuses what fit would refuse
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> Self:
@@ -112,6 +115,30 @@ class Cell:
         parts += [self.labels] if self.labels != LABELS[0] else []
         readable = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(parts)).lstrip(".-")
         return f"{readable[:READABLE]}-{digest}"
+
+    def value(self, name: str) -> Any:
+        """The value of a field, or of a training field as preset, method and cell together have it.
+
+        Raises:
+            ValueError: no such field, or training fields that cannot be used.
+        """
+        if name in {one.name for one in fields(self)} - {"train"}:
+            return getattr(self, name)
+        if name not in training_fields():
+            own = ", ".join(one.name for one in fields(self) if one.name != "train")
+            raise ValueError(f"cells have no {name}; they have: {own}, {TRAINING}")
+        found = _settings(self.method, json.dumps(self.options), self.preset, json.dumps(self.train))
+        return _training_value(name, getattr(found, name))
+
+    def has(self, **axes: Any) -> bool:
+        """Whether each field has the value that is given, or one of several (a list, tuple, set or range).
+
+        Raises:
+            ValueError: no such field.
+        """
+        return all(
+            [_is_among(self.value(name), name, wanted) for name, wanted in axes.items()]
+        )  # every name is looked at
 
     def to_method(self) -> Method:
         """The method with its options."""
@@ -185,12 +212,17 @@ def _training_value(name: str, value: Any) -> Any:
 
 
 @lru_cache(maxsize=4096)
-def _check_training(name: str, options: str, preset: str, train: str) -> None:
-    """Refuse what ``fit`` would refuse; cells differ in little, so that few of these are ever computed."""
+def _settings(name: str, options: str, preset: str, train: str) -> TrainConfig:
+    """The training fields in force; cells differ in little, so that few of these are ever computed."""
     given = json.loads(train)
     if "seed" in given:
         raise ValueError("seed is a field of the cell (seeds of the study), not of its training")
-    resolve(None, preset, {**method(name, **json.loads(options)).fields(own=False), **given})
+    return resolve(None, preset, {**method(name, **json.loads(options)).fields(own=False), **given})
+
+
+def _is_among(value: Any, name: str, wanted: Any) -> bool:
+    several = isinstance(wanted, list | tuple | set | frozenset | range)
+    return value in [_training_value(name, one) for one in ((wanted, *wanted) if several else (wanted,))]
 
 
 def _short(value: Any) -> str:

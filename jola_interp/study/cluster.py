@@ -10,11 +10,14 @@ from typing import Any
 from jola_interp._log import logger, set_verbosity
 from jola_interp.study.cell import Cell
 from jola_interp.study.job import Job
+from jola_interp.study.place import CELLS, Place
 from jola_interp.study.processes import DEATHS, bury
 from jola_interp.study.worker import Event, Report, StudyDirectoryError, Worker
 
 POLL = 1.0
 """Seconds between two looks at what has ended."""
+TOLD = 12
+"""Cells that a warning names."""
 _WORKERS: dict[str, tuple[Worker, dict[str, Cell]]] = {}
 """In a process of Ray's: the worker of each job that it has seen, with its models and tasks."""
 
@@ -41,12 +44,14 @@ def run_ray(job: Job, report: Report, *, num_cpus: float = 1, num_gpus: float = 
     # A task whose process dies is run again elsewhere; the claim of the dead is free on its own machine.
     options = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_retries": DEATHS - 1}
     task = ray.remote(run_cell).options(**options)
-    pending = {task.remote(job.to_json(), name): name for name in job.cells}
+    shared = ray.put(job.to_json())  # once: it names all cells
+    pending = {task.remote(shared, name): name for name in job.cells}
     try:
         while pending:
             done, _ = ray.wait(list(pending), num_returns=len(pending), timeout=POLL)
             for one in done:
                 _collect(ray, one, pending.pop(one), job, report)
+        _tell_unsettled(job)
     finally:
         for left in pending:
             ray.cancel(left)
@@ -105,3 +110,14 @@ def _collect(ray: Any, task: Any, name: str, job: Job, report: Report) -> None:
         raise StudyDirectoryError(found["unwritable"])
     for event in found["events"]:
         report(event)
+
+
+def _tell_unsettled(job: Job) -> None:
+    """Name cells whose tasks have ended without them: another holds them, if only until a dead node's claim is free."""
+    left = [name for name in job.cells if not Place(Path(job.study) / CELLS / name).settled]
+    if left:
+        logger.warning(
+            "%d cells are neither finished nor failed, since others hold them; those of a node that died are free "
+            "after %g s without a heartbeat, and running the study again takes them up: %s",
+            len(left), job.takeover, ", ".join(left[:TOLD]) + (", …" if len(left) > TOLD else ""),
+        )  # fmt: skip

@@ -106,6 +106,11 @@ class Design:
         text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
         return text
 
+    def holds(self, other: Design) -> bool:
+        """Whether it has all cells of another, and the same settings."""
+        alike = all(getattr(self, name) == getattr(other, name) for name in SETTINGS)
+        return alike and {*other.cells} <= {*self.cells}
+
     def require_extends(self, recorded: Design, file: Path) -> None:
         """Refuse to stand in for ``recorded`` unless it has all of its cells and the same settings.
 

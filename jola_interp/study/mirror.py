@@ -20,19 +20,26 @@ def copy_study(study: Path, names: list[str], address: str) -> list[str]:
         address: an fsspec address such as ``s3://bucket/study``; its protocol's package must be installed.
     """
     system, root = _open(address)
-    system.makedirs(root, exist_ok=True)
-    system.put_file(str(study / FILE), f"{root}/{FILE}")
+    copy_description(study, address)
     missing = [name for name in names if not system.exists(f"{root}/{CELLS}/{name}/summary.json")]
     for name in missing:
         copy_cell(study, name, address)
     return missing
 
 
+def copy_description(study: Path, address: str) -> None:
+    """Copy ``study.yaml``, without which finished cells are no study."""
+    system, root = _open(address)
+    system.makedirs(root, exist_ok=True)
+    system.put_file(str(study / FILE), f"{root}/{FILE}")
+
+
 def copy_cell(study: Path, name: str, address: str) -> None:
     """Copy a finished cell: its Run, then its summary, with which it is there."""
     system, root = _open(address)
     cell = study / CELLS / name
-    files = [path for path in sorted((cell / "run").rglob("*")) if path.is_file() and SKIPPED not in path.parts]
+    run = cell / "run"
+    files = [path for path in sorted(run.rglob("*")) if path.is_file() and SKIPPED not in path.relative_to(run).parts]
     for file in [*files, cell / "summary.json"]:
         target = f"{root}/{file.relative_to(study).as_posix()}"
         system.makedirs(target.rpartition("/")[0], exist_ok=True)

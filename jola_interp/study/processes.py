@@ -15,6 +15,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,11 @@ def run_processes(job: Job, workers: int, report: Report) -> None:
         KeyboardInterrupt: all workers have stopped, and kept what they had.
     """
     messages: queue.Queue[tuple[Child, dict[str, Any] | None]] = queue.Queue()
-    children = [_start(job, number, workers, messages) for number in range(workers)]
+    children: list[Child] = []
     deaths: Counter[str] = Counter()
     try:
+        for number in range(workers):
+            children.append(_start(job, number, workers, messages))
         while children:
             child, message = messages.get()
             if message is not None:
@@ -94,7 +97,8 @@ def stop(children: Sequence[Child]) -> None:
     """Let workers keep what they have and end; a second Ctrl-C ends them at once."""
     for child in children:
         assert child.process.stdin is not None
-        child.process.stdin.close()
+        with suppress(BrokenPipeError):  # it has ended, and left what it was told unread
+            child.process.stdin.close()
     try:
         for child in children:
             child.process.wait()
@@ -115,19 +119,35 @@ def _start(job: Job, number: int, workers: int, messages: queue.Queue[Any]) -> C
     )
     child = Child(process, number)
     assert process.stdin is not None
-    process.stdin.write(f"{job.to_json()}\n".encode())
-    process.stdin.flush()
+    with suppress(BrokenPipeError):  # it has ended already; whoever listens learns how
+        process.stdin.write(f"{job.to_json()}\n".encode())
+        process.stdin.flush()
     threading.Thread(target=_listen, args=(child, messages), daemon=True).start()
     return child
 
 
 def _listen(child: Child, messages: queue.Queue[Any]) -> None:
-    """Pass on a worker's messages, then that it has ended."""
+    """Pass on a worker's messages, then, whatever comes, that it has ended."""
     assert child.process.stdout is not None
-    with child.process.stdout as lines:
-        for line in lines:
-            messages.put((child, json.loads(line)))
-    messages.put((child, None))
+    try:
+        with child.process.stdout as lines:
+            for line in lines:
+                if (message := _message(line)) is not None:
+                    messages.put((child, message))
+    finally:
+        messages.put((child, None))
+
+
+def _message(line: bytes) -> dict[str, Any] | None:
+    """None of what is no message, such as half of one, which a kill has left."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        found = None
+    if isinstance(found, dict):
+        return found
+    logger.warning("a worker said %r, which is no message", line.decode(errors="replace").strip())
+    return None
 
 
 def _take(child: Child, message: Mapping[str, Any], report: Report) -> None:

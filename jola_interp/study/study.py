@@ -19,9 +19,10 @@ from jola_interp.study.design import FILE, Design
 from jola_interp.study.engines import Engine, check_engine, run_job
 from jola_interp.study.grid import chosen
 from jola_interp.study.job import Job
+from jola_interp.study.names import check_tasks
 from jola_interp.study.place import Place, standing
 from jola_interp.study.status import Status, status_of
-from jola_interp.study.summary import AXES, table
+from jola_interp.study.summary import table
 from jola_interp.study.worker import Event, writing
 
 if TYPE_CHECKING:
@@ -144,12 +145,20 @@ class Study:
     def save(self) -> Path:
         """Write ``study.yaml``; returns it. :meth:`run` does so itself.
 
+        Where it has gained cells since this object read it, the file stays, and this object has them, too.
+
         Raises:
+            ValueError: it has gained cells that this object lacks, and lacks some that this one has.
             StudyDirectoryError: the directory cannot be written to.
         """
         file = self.path / FILE
         with writing(self.path):
-            if not file.exists() or Design.read(file).to_dict() != self.design.to_dict():
+            recorded = Design.read(file) if file.exists() else None
+            if recorded is not None and recorded.holds(self.design) and len(recorded.cells) > len(self.cells):
+                self.design = recorded
+            elif recorded is None or recorded.to_dict() != self.design.to_dict():
+                if recorded is not None:
+                    self.design.require_extends(recorded, file)
                 self.path.mkdir(parents=True, exist_ok=True)
                 self.design.write(file)
         return file
@@ -190,7 +199,7 @@ class Study:
             address: of a Ray cluster; None starts a local one, or takes the one that is connected.
 
         Raises:
-            ValueError: an argument that cannot be used.
+            ValueError: an argument that cannot be used, or a cell to be run whose task is neither a task nor a path.
             StudyDirectoryError: the directory cannot be written to; what is finished is kept.
             KeyboardInterrupt: Ctrl-C; what was running is kept, and the same call goes on.
         """
@@ -198,6 +207,7 @@ class Study:
         check_engine(engine, workers, options)
         _check_numbers(threads, takeover)
         wanted = chosen(self.cells, cells)
+        check_tasks(cell.task for cell in wanted if self._open_to(cell, retry))
         self.save()
         if retry:
             self._forget_errors(wanted)
@@ -223,8 +233,9 @@ class Study:
                 if standing(place).state == "failed":
                     place.error.unlink(missing_ok=True)
 
-    def _open_to(self, cell: Cell) -> bool:
-        return not Place.of(self.path, cell).settled
+    def _open_to(self, cell: Cell, retry: bool = False) -> bool:
+        place = Place.of(self.path, cell)
+        return not (place.summary.exists() if retry else place.settled)
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -242,19 +253,14 @@ class Study:
         """Finished cells with their Runs: ``study.runs(task="agreement", labels="real")``.
 
         Args:
-            **axes: only cells with this value, or one of these values, of a field or a training field.
+            **axes: only cells with this value, or one of these values, of a field or a training field, whether the cell
+                names it or leaves it to preset and method.
 
         Raises:
-            ValueError: an axis that no cell has.
+            ValueError: a field that cells do not have.
         """
-        found = [cell for cell in self.cells if Place.of(self.path, cell).summary.exists()]
-        for name, wanted in axes.items():
-            known = [*AXES, *{field: None for cell in self.cells for field in cell.train}]
-            if name not in known:
-                raise ValueError(f"cells have no {name}; they have: {', '.join(known)}")
-            allowed = wanted if isinstance(wanted, list | tuple | set | range) else [wanted]
-            found = [cell for cell in found if cell.train.get(name, getattr(cell, name, None)) in allowed]
-        return {cell: self.run_of(cell) for cell in found}
+        found = [cell for cell in self.cells if cell.has(**axes)]
+        return {cell: self.run_of(cell) for cell in found if Place.of(self.path, cell).summary.exists()}
 
     def run_of(self, cell: Cell | str) -> Run:
         """The Run of a finished cell, by the cell or its name.

@@ -1,12 +1,13 @@
 """What was learnt on one task and used on another: each cell's edit, or its heads trained anew, on the others' rows.
 
 Both give a table for :func:`jola_interp.analysis.transfer`: NLL of the target's test rows under the source (``score``),
-without an edit (``base``) and under the target's own (``own``), in nats per answer token; a row per pair of tasks and
-seed. Whatever is known already in ``<study>/transfer/`` is not computed again.
+without an edit (``base``) and under the target's own (``own``), in nats per answer token; a row per pair of cells
+(``source_cell``, ``target_cell``). Whatever is known already in ``<study>/transfer/`` is not computed again.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -51,7 +52,8 @@ def carried_edits(study: Readable, rows: int = 50, **axes: Any) -> pd.DataFrame:
         for target, (cell, run) in group.items():
             known = _scored(worker, study.path, cell, run, group, rows)
             for source in group:
-                found.append(_row(source, target, cell, known[source], known[""], known[target], rows))
+                cells = group[source][0].name, cell
+                found.append(_row(source, target, cells, known[source], known[""], known[target], rows))
     return _frame(found)
 
 
@@ -83,9 +85,11 @@ def retrained_heads(
             case = _case(worker, study.path, *group[target], steps)
             own = _refit(case, case.selected)
             base = float(case.base.nll.mean())
-            for source, heads in _sources(group, case, random):
+            cell = group[target][0]
+            for source, heads in _sources(group, case, cell, random):
                 score = own if source == target else _refit(case, heads)
-                found.append(_row(source, target, group[target][0], score, base, own, len(case.task.test)))
+                cells = group[source][0].name if source in group else "", cell
+                found.append(_row(source, target, cells, score, base, own, len(case.task.test)))
     return _frame(found)
 
 
@@ -137,18 +141,27 @@ def _refit(case: Case, heads: tuple[tuple[int, int], ...]) -> float:
     return float(case.refit(heads, "heads").nll.mean())
 
 
-def _sources(group: Group, case: Case, random: int) -> Iterator[tuple[str, tuple[tuple[int, int], ...]]]:
-    """Every task's heads, then random ones."""
+def _sources(group: Group, case: Case, cell: Cell, random: int) -> Iterator[tuple[str, tuple[tuple[int, int], ...]]]:
+    """Every task's heads, then random ones, which each target and seed has its own of."""
     for task, (_, run) in group.items():
         yield task, run.selection(case.rule).units
-    generator = np.random.default_rng(0)
-    for _ in range(random):
-        yield RANDOM, random_like(case.selected, case.editable, generator)
+    for draw in range(random):
+        yield RANDOM, random_like(case.selected, case.editable, _generator(cell, draw))
 
 
-def _row(source: str, target: str, cell: Cell, score: float, base: float, own: float, rows: int) -> dict[str, Any]:
+def _generator(cell: Cell, draw: int) -> np.random.Generator:
+    """Of one draw of random heads for a target: near copies of one draw would be no random sample."""
+    return np.random.default_rng([draw, cell.seed, cell.draw or 0, zlib.crc32(cell.task.encode())])
+
+
+def _row(
+    source: str, target: str, cells: tuple[str, Cell], score: float, base: float, own: float, rows: int
+) -> dict[str, Any]:
+    """``cells``: the source's name, "" where it has none, and the target."""
+    name, cell = cells
     about = {"source": source, "target": target, "model": cell.model, "seed": cell.seed, "draw": cell.draw}
-    return {**about, "score": score, "base": base, "own": own, "rows": rows}
+    numbers = {"score": score, "base": base, "own": own, "rows": rows}
+    return {**about, **numbers, "source_cell": name, "target_cell": cell.name}
 
 
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:

@@ -75,6 +75,7 @@ class Worker:
     mirror: str | None = None
     _models: dict[tuple[str, bool], Model] = field(default_factory=dict, repr=False)
     _tasks: dict[tuple[Any, ...], Task] = field(default_factory=dict, repr=False)
+    _described: bool = field(default=False, repr=False)  # whether study.yaml is on the mirror
 
     def work(self, cells: Sequence[Cell], report: Report = lambda _: None) -> None:
         """Run what is to do among ``cells``, in their order, and leave what others hold.
@@ -103,6 +104,9 @@ class Worker:
         except claims.ClaimLostError as error:
             return Event(cell.name, "lost", message=str(error))
         except Exception as error:
+            # Whose cell was taken over may stumble over the other's files: that is no error of the cell or the disk.
+            if claim.lost:
+                return Event(cell.name, "lost", message=f"taken over; {type(error).__name__}: {error}")
             if isinstance(error, OSError) and concerns(error, self.study):
                 raise
             keep_error(place, error)
@@ -145,9 +149,12 @@ class Worker:
         """Copy it to the mirror; what went wrong with that, for a finished cell is finished without it."""
         if self.mirror is None:
             return ""
-        from jola_interp.study.mirror import copy_cell
+        from jola_interp.study.mirror import copy_cell, copy_description
 
         try:
+            if not self._described:
+                copy_description(self.study, self.mirror)
+                self._described = True
             copy_cell(self.study, cell.name, self.mirror)
         except Exception as error:  # a bucket has errors of its own
             return f"not copied to {self.mirror}: {error}; Study.mirror() copies what is missing there"
@@ -155,12 +162,26 @@ class Worker:
 
 
 class Watch(Callback):
-    """Ends a training whose cell was taken over by another process."""
+    """Ends a training whose cell was taken over by another process.
+
+    It is asked at every start, step, epoch and end. What remains: ``fit`` validates and writes its checkpoint before
+    ``on_epoch``, and writes and scores the Run after ``on_end``. Whoever is suspended there for longer than the
+    takeover still writes once into a directory that is another's; its summary it does not write any more.
+    """
 
     def __init__(self, claim: claims.Claim):
         self.claim = claim
 
+    def on_start(self, state: TrainingState) -> None:  # noqa: ARG002
+        self.claim.check()
+
     def on_step(self, state: TrainingState) -> None:  # noqa: ARG002
+        self.claim.check()
+
+    def on_epoch(self, state: TrainingState) -> None:  # noqa: ARG002
+        self.claim.check()
+
+    def on_end(self, state: TrainingState) -> None:  # noqa: ARG002
         self.claim.check()
 
 

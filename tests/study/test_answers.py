@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from plotly.offline import get_plotlyjs
 from typer.testing import CliRunner
@@ -13,9 +15,11 @@ from typer.testing import CliRunner
 import jola_interp as ji
 from jola_interp import cli
 from jola_interp.evidence.endpoint import Endpoint
-from jola_interp.report import report
-from jola_interp.study import Study
-from jola_interp.study.transfer import RANDOM, groups
+from jola_interp.report import report, studies
+from jola_interp.study import Cell, Study
+from jola_interp.study.answers import HEADS, TRANSFER, keep_table
+from jola_interp.study.place import Place
+from jola_interp.study.transfer import RANDOM, _generator, groups
 from jola_interp.study.worker import rows_of
 from tests.report.test_report import Strict
 from tests.study.conftest import FAST, write_task
@@ -57,7 +61,10 @@ def test_answers_outlive_the_runs(asked: Study, tmp_path: Path) -> None:
     matrix, same = whole.overlaps.matrix("jaccard"), again.overlaps.matrix("jaccard")
     assert np.array_equal(matrix.value, same.value, equal_nan=True)
     assert again.stability.to_frame().equals(whole.stability.to_frame())
-    assert (again.cosines is None) == (whole.cosines is None)
+    assert whole.cosines is not None and again.cosines is not None
+    assert np.array_equal(whole.cosines.pair_value, again.cosines.pair_value, equal_nan=True)
+    assert small.ask("top=2:p_open").cosines is None  # nobody has asked that where the Runs are
+    assert small.ask(task=list(small.selections().tasks)).cosines is not None  # the same cells in other words
     assert again.transfer is not None
     assert asked.frame().equals(small.frame())
     assert str(asked.path) not in (small.path / "answers" / "selections.safetensors").read_bytes().decode("latin-1")
@@ -66,6 +73,81 @@ def test_answers_outlive_the_runs(asked: Study, tmp_path: Path) -> None:
         (tmp_path / "mine" / "notes.txt").write_text("mine")
         asked.keep(tmp_path / "mine")
     assert (tmp_path / "mine" / "notes.txt").read_text() == "mine"
+
+
+def test_keeping_replaces_nothing_but_an_earlier_copy(tmp_path: Path) -> None:
+    one, other = (
+        Study(tmp_path / name, models="m", tasks="t", seeds=seeds) for name, seeds in (("a", [0]), ("b", [1]))
+    )
+    for study in (one, other):
+        study.save()
+        run = Place.of(study.path, study.cells[0]).run
+        run.mkdir(parents=True)
+        (run / "config.json").write_text("{}")
+    (tmp_path / ".copy").mkdir()
+    for place in (one.path, one.path / ".." / "a", one.path.parent, one.path / "answers" / "copy", other.path):
+        with pytest.raises(FileExistsError, match="path: .* choose another"):
+            one.keep(place)
+    copy = one.keep(tmp_path / "copy")
+    assert one.keep(copy) == copy
+    with pytest.raises(FileExistsError, match="holds another study"):
+        other.keep(copy)
+    (copy / "figure.png").write_text("mine")
+    (copy / "cells" / "gone").mkdir()
+    one.keep(copy)
+    assert (copy / "figure.png").read_text() == "mine" and not (copy / "cells" / "gone").exists()
+    assert len(list(tmp_path.glob("*/cells/*/run/config.json"))) == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "copy", ".copy"}
+
+
+def test_transfer_of_cells_that_were_not_asked_about_is_left_out(asked: Study) -> None:
+    frame = asked.transfer(rows=2)
+    expected = asked.ask()
+    assert expected.transfer is not None
+    others = frame.assign(source_cell="other", target_cell="other", score=1e6)
+    for name in (TRANSFER, HEADS):
+        keep_table(asked, name, pd.concat([frame, others, others.assign(source=RANDOM, source_cell="")]))
+    found = asked.ask()
+    assert found.transfer is not None and found.heads is not None
+    assert np.array_equal(found.transfer.gain, expected.transfer.gain, equal_nan=True)
+    assert np.array_equal(found.transfer.rows, expected.transfer.rows)
+    assert not found.random_heads
+    keep_table(asked, TRANSFER, others)
+    assert asked.ask().transfer is None
+    (asked.path / "answers" / HEADS).unlink()
+
+
+def test_random_heads_are_drawn_anew_for_every_target_seed_and_draw() -> None:
+    cells = [Cell("m", task, seed=seed, draw=draw) for task in ("t", "u") for seed in (0, 1) for draw in (0, 1)]
+    drawn = {tuple(_generator(cell, number).random(4)) for cell in cells for number in (0, 1)}
+    assert len(drawn) == 2 * len(cells)
+    assert tuple(_generator(cells[0], 0).random(4)) in drawn
+
+
+def test_curves_and_tables_average_over_seeds_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    axes: dict[str, Any] = {"tasks": ["t", "u"], "seeds": [0, 1], "penalty": [0.1, 0.4], "n_train": [8, 16]}
+    study = Study(tmp_path, models=["m", "n"], labels=["real", "shuffled"], methods=["jola", "lofit"], **axes)
+    study.save()
+    for cell in study.cells:
+        place = Place.of(study.path, cell)
+        place.path.mkdir(parents=True)
+        nll = cell.n_train + 100 * (cell.labels == "shuffled") + 10 * cell.value("penalty") + 1000 * (cell.model == "n")
+        measured = {"nll": nll + 3 * (cell.method == "lofit") + 30 * (cell.task == "u"), "base_nll": 2.0}
+        place.summary.write_text(json.dumps({"train": dict(cell.train), "measured": measured, "seconds": 1}))
+    drawn: list[Any] = []
+    monkeypatch.setattr(studies.plots, "study_curves", drawn.append)
+    rows = studies.rows_of(study, study.frame(), {"model": "m"})
+    assert [name for name, *_ in studies._curves(rows, {"n_train": 16, "penalty": 0.4})] == [
+        "nll-n_train",
+        "nll-penalty",
+    ]
+    assert all(sum(line.seeds) == 2 * 2 for one in drawn for line in one.lines)  # real labels, two seeds at two places
+    drawn = drawn[1:]
+    assert [line.name for line in drawn[0].lines] == ["t · jola", "t · lofit", "u · jola", "u · lofit"]
+    for line, more in zip(drawn[0].lines, (0, 3, 30, 33), strict=True):
+        assert line.points_y == pytest.approx([17 + more, 20 + more] * 2)
+    text = studies._cells(study.frame())
+    assert text.count("<tr>") == 1 + len(study) / 2 and "<th>Penalty</th>" in text
 
 
 def test_a_carried_edit_scores_what_the_edit_scores_there(asked: Study) -> None:

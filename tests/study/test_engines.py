@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jola_interp.study import processes
+from jola_interp.study import cluster, processes
 from jola_interp.study.job import Job
 from jola_interp.study.place import standing
 from jola_interp.study.processes import environment, run_processes
@@ -52,6 +52,40 @@ for cell in job["cells"]:
     events: list[Event] = []
     run_processes(job, 1, events.append)
     assert [event.cell for event in events if event.kind == "finished"] == list(job.cells)
+
+
+def test_half_a_message_of_a_worker_that_was_killed_stops_nothing(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = """
+first = not (note / "died").exists()
+(note / "died").touch()
+for cell in job["cells"]:
+    event(cell, "started")
+    print("7", "a library's own words", sep="\\n", flush=True)
+    if first:
+        print('{"cell": "', end="", flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    event(cell, "finished")
+"""
+    stand_in(monkeypatch, body)
+    events: list[Event] = []
+    run_processes(job, 1, events.append)
+    assert [event.cell for event in events if event.kind == "finished"] == list(job.cells)
+
+
+def test_no_worker_outlives_one_that_could_not_be_started(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, "sys.stdin.read()")
+    original, started = processes._start, []
+
+    def start(job: Job, number: int, *rest: Any) -> processes.Child:
+        if number:
+            raise OSError("no more processes")
+        started.append(original(job, number, *rest))
+        return started[0]
+
+    monkeypatch.setattr(processes, "_start", start)
+    with pytest.raises(OSError, match="no more processes"):
+        run_processes(job, 2, lambda _: None)
+    assert started[0].process.poll() is not None
 
 
 def test_a_cell_that_kills_one_worker_after_another_fails_and_the_rest_go_on(
@@ -147,6 +181,52 @@ def test_without_ray_the_error_says_what_to_install(tmp_path: Path, monkeypatch:
     assert not (tmp_path / "study").exists()
 
 
+class Ray:
+    """As much of Ray as ``run_ray`` needs: a task is the name of its cell, and none of them settles it."""
+
+    def __init__(self) -> None:
+        self.stored: list[Any] = []
+        self.sent: list[tuple[Any, str]] = []
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def put(self, value: Any) -> Any:
+        self.stored.append(value)
+        return value
+
+    def remote(self, *given: Any) -> Any:
+        """Of a function, then of its arguments."""
+        if len(given) == 1:
+            return self
+        self.sent.append(given)
+        return given[1]
+
+    def options(self, **_: Any) -> Any:
+        return self
+
+    def wait(self, tasks: list[str], **_: Any) -> tuple[list[str], list[str]]:
+        return tasks, []
+
+
+def test_a_ray_job_is_sent_once_and_cells_that_nobody_settled_are_named(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    ray = Ray()
+    monkeypatch.setattr(cluster, "import_ray", lambda: ray)
+    monkeypatch.setattr(cluster, "_collect", lambda *_: None)
+    monkeypatch.setattr(cluster.logger, "warning", lambda text, *args: told.append(text % args))
+    first = Place(Path(job.study) / "cells" / job.cells[0])
+    first.path.mkdir(parents=True)
+    first.error.write_text("{}")
+    cluster.run_ray(job, lambda _: None)
+    assert [name for _, name in ray.sent] == list(job.cells)
+    assert ray.stored == [job.to_json()] and all(sent is ray.stored[0] for sent, _ in ray.sent)
+    assert len(told) == 1 and told[0].startswith("3 cells") and all(name in told[0] for name in job.cells[1:])
+    assert job.cells[0] not in told[0]
+
+
 @pytest.mark.skipif(
     importlib.util.find_spec("ray") is None,
     reason="Ray is not installed: not checked that a local Ray cluster gives the table of the local engine, with a "
@@ -155,7 +235,7 @@ def test_without_ray_the_error_says_what_to_install(tmp_path: Path, monkeypatch:
 def test_a_local_ray_cluster_gives_the_same_table(tiny: str, rows: str, tmp_path: Path) -> None:
     import ray
 
-    given: dict[str, Any] = {"models": tiny, "tasks": [rows, "absent-task"], "seeds": [0, 1], **FAST}
+    given: dict[str, Any] = {"models": tiny, "tasks": [rows, "absent/task"], "seeds": [0, 1], **FAST}
     local, cluster = Study(tmp_path / "local", **given), Study(tmp_path / "ray", **given)
     local.run(threads=1)
     ray.init(num_cpus=1, include_dashboard=False, object_store_memory=80 * 2**20)

@@ -160,6 +160,31 @@ def test_a_study_gains_cells_but_loses_none(tmp_path: Path) -> None:
     assert Study.load(tmp_path).cells == larger.cells
 
 
+def test_an_older_object_of_a_study_drops_none_of_its_cells(tmp_path: Path) -> None:
+    axes: dict[str, Any] = {"models": "a", "tasks": "t"}
+    old, crossing = Study(tmp_path, **axes, seeds=[0]), Study(tmp_path, **axes, seeds=[0, 2])
+    larger = Study(tmp_path, **axes, seeds=[0, 1])
+    larger.save()
+    before = (tmp_path / FILE).read_bytes()
+    old.save()
+    assert old.cells == larger.cells
+    with pytest.raises(ValueError, match="a study gains cells but loses none"):
+        crossing.save()
+    with pytest.raises(ValueError, match="backend is 'lens', asked for 'hooks'"):
+        crossing.design = Design.from_dict({**axes, "seeds": [0], "backend": "hooks"})
+        crossing.save()
+    assert (tmp_path / FILE).read_bytes() == before
+
+
+def test_a_cell_is_found_by_what_it_leaves_to_preset_and_method() -> None:
+    cell, usual = Cell("a", "t"), TrainConfig()
+    assert cell.has(penalty=usual.penalty, seed=range(50), epochs=[6], adam_betas=usual.adam_betas)
+    assert not cell.has(epochs=usual.epochs) and Cell("a", "t", preset="paper").has(epochs=usual.epochs)
+    assert Cell("a", "t", train={"penalty": 0.1}).has(penalty=0.1)
+    own = method("lofit").train
+    assert own and Cell("a", "t", "lofit").has(**{name: own[name] for name in own})
+
+
 def test_every_training_field_can_be_an_axis() -> None:
     defaults = TrainConfig().to_dict()
     for name in defaults.keys() - {"seed"}:

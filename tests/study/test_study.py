@@ -19,17 +19,19 @@ import pytest
 import typer.testing
 
 from jola_interp import _files, checkpoint
+from jola_interp.config import DEFAULT_PRESET, PRESETS
 from jola_interp.runs import Run
 from jola_interp.study import worker
 from jola_interp.study.cell import Cell
-from jola_interp.study.claims import acquire, latest
+from jola_interp.study.claims import ClaimLostError, acquire, latest
 from jola_interp.study.commands import app
 from jola_interp.study.design import FILE
 from jola_interp.study.job import Job
+from jola_interp.study.names import check_tasks
 from jola_interp.study.place import Place
 from jola_interp.study.processes import COMMAND, INTERRUPTED, environment
 from jola_interp.study.study import Study
-from jola_interp.study.worker import StudyDirectoryError, rows_of
+from jola_interp.study.worker import Event, StudyDirectoryError, Worker, rows_of
 from tests.study.conftest import FAST, write_task
 
 
@@ -88,8 +90,9 @@ def test_runs_are_found_by_their_axes(undisturbed: Study) -> None:
     (found,) = undisturbed.runs(labels="real", seed=[1, 2])
     assert (found.labels, found.seed) == ("real", 1)
     assert len(undisturbed.runs(batch_size=4)) == 3 and not undisturbed.runs(batch_size=5)
+    assert len(undisturbed.runs(penalty=PRESETS[DEFAULT_PRESET].train.penalty)) == 3  # which no cell names
     with pytest.raises(ValueError, match="cells have no sed; they have: model"):
-        undisturbed.runs(sed=1)
+        undisturbed.runs(labels="none", sed=1)
 
 
 def test_shuffled_labels_are_to_learn_from_and_never_to_be_judged_by(rows: str) -> None:
@@ -247,6 +250,33 @@ def test_a_cell_that_was_taken_over_is_left_to_the_other(
     assert not place.settled and not (place.run / "config.json").exists()
 
 
+def test_an_error_in_a_cell_that_was_taken_over_is_no_error_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = Study(tmp_path / "study", models="m", tasks="t")
+    place = Place.of(study.path, study.cells[0])
+
+    def stumble(*_: Any, **__: Any) -> Any:
+        (place.path / "claim-1.json").write_text(json.dumps({"machine": "another", "owner": "other"}))
+        raise FileNotFoundError(errno.ENOENT, "gone", str(place.run / "checkpoint"))
+
+    monkeypatch.setattr(Worker, "_train", stumble)
+    events: list[Event] = []
+    Worker(study.path, study.design).work(study.cells, events.append)
+    assert [event.kind for event in events] == ["started", "lost"] and not place.error.exists()
+
+
+@pytest.mark.parametrize("moment", ["on_start", "on_step", "on_epoch", "on_end"])
+def test_a_lost_claim_ends_a_training_wherever_it_is(moment: str, tmp_path: Path) -> None:
+    claim = acquire(tmp_path)
+    assert claim is not None
+    watch = worker.Watch(claim)
+    getattr(watch, moment)(None)
+    (tmp_path / "claim-1.json").write_text("{}")
+    with pytest.raises(ClaimLostError):
+        getattr(watch, moment)(None)
+
+
 def test_a_kill_inside_the_first_checkpoint_stands_in_nobodys_way(
     make: Callable[..., Study], undisturbed: Study, tmp_path: Path
 ) -> None:
@@ -339,6 +369,19 @@ def test_finished_cells_are_copied_to_a_mirror_that_is_a_study_again(undisturbed
     assert csv(copy) == csv(undisturbed) and files(copy) == files(undisturbed)
 
 
+def test_a_worker_mirrors_a_study_below_any_directory_with_its_description(tmp_path: Path) -> None:
+    study = Study(tmp_path / "checkpoint" / "study", models="m", tasks="t")
+    study.save()
+    place = Place.of(study.path, study.cells[0])
+    (place.run / "checkpoint").mkdir(parents=True)
+    for file in (place.summary, place.run / "config.json", place.run / "checkpoint" / checkpoint.FILE):
+        file.write_text("{}")
+    address = tmp_path / "mirror"
+    assert Worker(study.path, study.design, mirror=f"file://{address}")._copied(study.cells[0]) == ""
+    assert Study.load(address).cells == study.cells
+    assert {path.name for path in address.rglob("*.*") if path.is_file()} == {FILE, "summary.json", "config.json"}
+
+
 def test_a_mirror_that_fails_is_told_and_fails_no_cell(
     make: Callable[..., Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -367,7 +410,7 @@ def call(*words: str, code: int = 0) -> str:
 
 def test_a_study_from_the_command_line(tiny: str, rows: str, tmp_path: Path) -> None:
     folder, file = str(tmp_path / "study"), tmp_path / "my.yaml"
-    file.write_text(json.dumps({"tasks": ["absent-task", rows], "seeds": [0, 1], **FAST, "evaluate": False}))
+    file.write_text(json.dumps({"tasks": ["absent/task", rows], "seeds": [0, 1], **FAST, "evaluate": False}))
     assert "4 cells, from 0 to 3" in call("new", folder, "--from", str(file), "-m", tiny, "--set", "epochs=1")
     assert "1 finished" in call("run", folder, "--cells", "1")
     assert "1 failed" in call("run", folder, "--cells", "0-1", code=1)
@@ -386,12 +429,21 @@ def test_a_study_from_the_command_line(tiny: str, rows: str, tmp_path: Path) -> 
         ({"threads": 0}, "threads must be"),
         ({"takeover": 0}, "takeover must be"),
         ({"cells": "0-9"}, "cells must be from 0 to 1"),
+        ({"tasks": ["agreemnt"]}, "tasks must hold names .* got 'agreemnt'; did you mean 'agreement'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_what_run_cannot_use_is_refused_before_anything_is_written(
     given: dict[str, Any], message: str, make: Callable[..., Study], tmp_path: Path
 ) -> None:
+    study = make(tmp_path / "study", **{name: given[name] for name in given.keys() & {"tasks"}})
     with pytest.raises(ValueError, match=message):
-        make(tmp_path / "study").run(**given)
+        study.run(**{name: given[name] for name in given.keys() - {"tasks"}})
     assert not (tmp_path / "study").exists()
+
+
+def test_a_path_that_another_machine_may_have_is_no_misspelt_name(tmp_path: Path) -> None:
+    check_tasks(["agreement", "commonsense/arc_c", "elsewhere/rows", "./rows", str(tmp_path)])
+    for name in ("rows", "commonsense/arc"):
+        with pytest.raises(ValueError, match=f"got '{name}'"):
+            check_tasks(["agreement", name])
