@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -70,6 +71,19 @@ class Rate:
 
     def __str__(self) -> str:
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}] ({self.hits} of {self.n})"
+
+
+@dataclass(frozen=True)
+class Chance:
+    """What power and false discoveries come to where the selected heads of each planting are shuffled in their layers.
+
+    power: mean over planted heads of 1 − C(n − m, s)/C(n, s): of the n heads of its layer s are selected, and m are the
+    head itself and those that could host it. false_discovery: Σ s·(share of the layer's heads that belong to no planted
+    one)/Σ s. NaN where nothing was planted, or nothing selected.
+    """
+
+    power: float
+    false_discovery: float
 
 
 @dataclass(frozen=True)
@@ -157,6 +171,11 @@ class Trial:
         return set().union(*(group.members for group in self.groups))
 
     @property
+    def editable(self) -> Bool[np.ndarray, "layer head"]:
+        """Heads that have a gate."""
+        return np.any([np.isfinite(value) for value in self.log_alpha.values()], axis=0)
+
+    @property
     def selected(self) -> list[tuple[int, int]]:
         """Heads with an open gate."""
         return [(int(layer), int(head)) for layer, head in np.argwhere(self.status > 0)]
@@ -179,8 +198,7 @@ class Trial:
         for group in self.groups:
             planted = sum(1 << get_args(Operation).index(operation) for operation in group.hosts)
             yield planted, int(np.bitwise_or.reduce([self.status[unit] for unit in group.members]))
-        editable = np.any([np.isfinite(value) for value in self.log_alpha.values()], axis=0)
-        for layer, head in np.argwhere(editable):
+        for layer, head in np.argwhere(self.editable):
             if (layer, head) not in self.grouped:
                 yield 0, int(self.status[layer, head])
 
@@ -250,6 +268,21 @@ class Calibration:
     def false_discovery(self) -> Rate | None:
         """Share of selected heads that belong to no planted one; None where none was selected."""
         return _rate([unit not in trial.grouped for trial in self.trials for unit in trial.selected])
+
+    @cached_property
+    def by_chance(self) -> Chance:
+        """Both rates for as many heads in every layer, drawn at random."""
+        found, false, selected = [], 0.0, 0
+        for trial in self.trials:
+            editable = trial.editable.sum(1)
+            chosen = np.bincount([layer for layer, _ in trial.selected], minlength=len(editable))
+            owned = np.bincount([layer for layer, _ in trial.grouped], minlength=len(editable))
+            selected += int(chosen.sum())
+            false += float((chosen * (1 - owned / np.maximum(editable, 1))).sum())
+            for group in trial.groups:
+                n, s = int(editable[group.unit[0]]), int(chosen[group.unit[0]])
+                found.append(1 - math.comb(n - len(group.members), s) / math.comb(n, s))
+        return Chance(float(np.mean(found)) if found else math.nan, false / selected if selected else math.nan)
 
     @cached_property
     def gate_power(self) -> dict[Operation, Rate | None]:
@@ -371,10 +404,13 @@ class Calibration:
 
     def sentence(self) -> str:
         """The answer in words."""
-        found = f"power {self.power}" if self.power else "nothing was planted"
-        false = f"false-discovery rate {self.false_discovery}" if self.false_discovery else "nothing was selected"
+        chance = self.by_chance
+        found = f"power {self.power}, by chance {chance.power:.2f}" if self.power else "nothing was planted"
+        false = "nothing was selected"
+        if self.false_discovery:
+            false = f"false-discovery rate {self.false_discovery}, by chance {chance.false_discovery:.2f}"
         least = f"; edits worth {self.smallest_effect:.3f} nat or more are found" if self.smallest_effect else ""
-        return f"{len(self.trials)} plantings: {found}, {false}{least}."
+        return f"{len(self.trials)} plantings: {found}; {false}{least}."
 
     def to_frame(self) -> pd.DataFrame:
         """One row per quantity: value, ends of its 95 % interval, of how many; NaN where it cannot be told."""
@@ -387,6 +423,7 @@ class Calibration:
         rows = [{"quantity": name, **(asdict(rate) if rate else {})} for name, rate in rates.items()]
         numbers = {"smallest_effect": self.smallest_effect}
         numbers |= {f"smallest_size_{name}": value for name, value in self.smallest_size.items()}
+        numbers |= {f"{name}_by_chance": value for name, value in asdict(self.by_chance).items()}
         if self.brier:
             numbers |= {"brier_p_open": self.brier.before, "brier_calibrated": self.brier.after}
         rows += [{"quantity": name, "value": value} for name, value in numbers.items()]
@@ -418,6 +455,7 @@ class Calibration:
             "sentence": self.sentence(),
             "power": self.power and asdict(self.power),
             "false_discovery": self.false_discovery and asdict(self.false_discovery),
+            "by_chance": {key: None if math.isnan(x) else x for key, x in asdict(self.by_chance).items()},
             "gate_power": {name: rate and asdict(rate) for name, rate in self.gate_power.items()},
             "gate_false_discovery": {name: rate and asdict(rate) for name, rate in self.gate_false_discovery.items()},
             "null_open": self.null_open and asdict(self.null_open),

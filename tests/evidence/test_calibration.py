@@ -268,6 +268,20 @@ def test_nothing_planted_gives_no_power_and_counts_open_gates() -> None:
     assert calibration(trial(gate(0))).null_open is None
 
 
+def test_chance_is_what_shuffled_selections_reach() -> None:
+    found = calibration(trial(gate(0), gate(1, hosts=(2,)), add=(0, 4, 5)), trial(gate(3), add=(1,)), trial(add=(0, 2)))
+    generator, heads = drawn(), found.trials[0].editable.shape[1]
+    power, false = [], []
+    for _ in range(4000):
+        for one, hosts in zip(found.trials, ([{0}, {1, 2}], [{3}], []), strict=True):
+            chosen = set(generator.choice(heads, len(one.selected), replace=False).tolist())
+            power += [bool(chosen & group) for group in hosts]
+            false += [not any(head in group for group in hosts) for head in chosen]
+    assert found.by_chance.power == pytest.approx(np.mean(power), abs=0.015)
+    assert found.by_chance.false_discovery == pytest.approx(np.mean(false), abs=0.015)
+    assert f"by chance {found.by_chance.power:.2f}; false" in found.sentence()
+
+
 def test_a_shared_gate_finds_either_operation() -> None:
     log_alpha = {"shared": np.array([[OPEN, OPEN, SHUT]], dtype=np.float32)}
     found = calibration(Trial("t", (gate(0), gate(1, "multiplicative"), gate(2)), log_alpha, 0.1, 0.0))
