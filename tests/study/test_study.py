@@ -141,7 +141,7 @@ def start(study: Study) -> subprocess.Popen[bytes]:
 
 def caught(study: Study, process: subprocess.Popen[bytes], before: dict[Path, int]) -> Cell:
     """A cell in the middle of its training: a checkpoint newer than those of ``before``, and no end yet."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline and process.poll() is None:
         for cell in study.cells:
             file = Place.of(study.path, cell).run / "checkpoint" / checkpoint.FILE
