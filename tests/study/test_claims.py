@@ -96,7 +96,9 @@ def test_who_finds_a_claim_stale_too_late_loses(tmp_path: Path, monkeypatch: pyt
     assert path_of(tmp_path, 1).exists() and not path_of(tmp_path, 2).exists()
 
 
-def test_a_heartbeat_keeps_a_claim_young_and_it_is_never_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_heartbeat_keeps_a_claim_young_and_it_is_never_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(claims, "machine", lambda: "this one")
     monkeypatch.setattr(claims, "LONGEST", 0.02)
     claim = acquire(tmp_path, takeover=6000)
