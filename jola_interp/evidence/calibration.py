@@ -173,7 +173,7 @@ class Trial:
     @property
     def editable(self) -> Bool[np.ndarray, "layer head"]:
         """Heads that have a gate."""
-        return np.any([np.isfinite(value) for value in self.log_alpha.values()], axis=0)
+        return np.asarray(np.any([np.isfinite(value) for value in self.log_alpha.values()], axis=0))
 
     @property
     def selected(self) -> list[tuple[int, int]]:
