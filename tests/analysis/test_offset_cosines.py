@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from jola_interp.analysis.offset_cosines import offset_cosines, paired_sums
 from jola_interp.analysis.selections import selections
 from jola_interp.runs import Run
 from tests.analysis.test_selections import trained
+
+module = import_module("jola_interp.analysis.offset_cosines")  # its name is that of a function there
 
 
 def with_offsets(folder: Path, task: str, seed: int, offsets: np.ndarray) -> Run:
@@ -96,7 +99,7 @@ def test_sums_do_not_depend_on_how_they_are_cut(monkeypatch: pytest.MonkeyPatch)
     generator = np.random.default_rng(0)
     directions, order = generator.normal(size=(3, 11, 4)), generator.permutation(11)
     whole = paired_sums(directions, np.ones((3, 11), dtype=bool), order)
-    monkeypatch.setattr("jola_interp.analysis.offset_cosines.CHUNK", 30)
+    monkeypatch.setattr(module, "CHUNK", 30)
     np.testing.assert_allclose(paired_sums(directions, np.ones((3, 11), dtype=bool), order)[0], whole[0])
     expected = sum(float(directions[0, h] @ directions[1, order[h]]) for h in range(11))
     assert whole[0][0, 1] == pytest.approx(expected)

@@ -9,6 +9,7 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -535,6 +536,8 @@ def test_the_notebook_runs_on_a_tiny_model(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
     found = runpy.run_path(str(program))
+    found["axes"].figure.clear()
+    import_module("matplotlib.pyplot").close("all")  # as Jupyter does behind a cell
     assert len(found["table"]) == 3 and found["rows"].shape == (2, 8)
     torch.testing.assert_close(found["inside"], found["attached"])
     assert found["tokens"].shape[1] <= found["ids"].shape[1] + 8
