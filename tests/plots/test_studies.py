@@ -228,11 +228,15 @@ def test_both_renderers_draw_all_of_it(
 @pytest.mark.parametrize("fill", [False, True])
 def test_a_single_run_of_a_single_head_is_drawn(fill: bool, renderer: Any) -> None:
     one = of_sets(np.full((1, 1, 1), fill), ["a"], [0])
-    studies.overlap_matrix(overlaps(one, draws=5), renderer=renderer)
-    study_charts.overlap_summary(overlaps(one, draws=5), renderer=renderer)
-    studies.selection_frequency(stability(one, draws=5), renderer=renderer)
-    study_charts.stability_bars(stability(one, draws=5), renderer=renderer)
-    studies.shared_map(shared_heads(one, draws=5), renderer=renderer)
+    shared, stable = overlaps(one, draws=5), stability(one, draws=5)
+    figures = [
+        studies.overlap_matrix(shared, renderer=renderer),
+        study_charts.overlap_summary(shared, renderer=renderer),
+        studies.selection_frequency(stable, renderer=renderer),
+        study_charts.stability_bars(stable, renderer=renderer),
+        studies.shared_map(shared_heads(one, draws=5), renderer=renderer),
+    ]
+    assert all(len(figure.data if renderer == "plotly" else figure.axes) > 0 for figure in figures)
 
 
 def test_renderer_and_width_are_checked_first(table: Overlaps) -> None:
