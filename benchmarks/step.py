@@ -118,6 +118,22 @@ def answer_only(rounds: int) -> dict[str, float]:
     }
 
 
+def unembedding(rounds: int) -> dict[str, float]:
+    """A forward pass of short rows that unembeds the last position of each: as one matrix, over row by row."""
+    model = load_model("smollm2-135m", dtype=torch.bfloat16)
+    ids = torch.randint(100, 40_000, (16, 30), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    with torch.no_grad():
+        seconds = measure(
+            {
+                "at once": lambda: model.forward(ids, mask, keep=1),
+                "by row": lambda: model.hf(input_ids=ids, attention_mask=mask, logits_to_keep=1, use_cache=False),
+            },
+            rounds,
+        )
+    return {"ratio_unembedded_at_once_over_by_row": ratio(seconds, "at once", "by row")}
+
+
 def all_labels(batch: Batch) -> torch.Tensor:
     """The answers' labels, padded so that every position but the last is unembedded."""
     labels = torch.full((batch.input_ids.shape[0], batch.input_ids.shape[1] - 1), -100)
@@ -155,12 +171,12 @@ def main() -> None:
     result |= backends(torch.float32, 2 if options.quick else 4, options.rounds)
     if not options.quick:
         result |= {f"bf16_{name}": value for name, value in backends(torch.bfloat16, 4, options.rounds).items()}
-        result |= answer_only(options.rounds)
+        result |= answer_only(options.rounds) | unembedding(options.rounds)
         result["history_share"] = history_share(4 * POSITIONS / result["tokens_per_second_plain"])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     result |= {"peak_memory_gib": peak / 2**20, "load_after": os.getloadavg()[0]}
     for name, value in result.items():
-        sys.stdout.write(f"{name:32} {value:.3g}\n")
+        sys.stdout.write(f"{name:36} {value:.3g}\n")
     if options.json:
         sys.stdout.write(json.dumps(result) + "\n")
 

@@ -12,8 +12,8 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -180,7 +180,8 @@ class Model:
             options["logits_to_keep"] = keep
         self.prompt_mask = prompt_mask
         try:
-            return self.hf(input_ids=input_ids, attention_mask=attention_mask, **options)
+            with unembedded_at_once(self.hf):
+                return self.hf(input_ids=input_ids, attention_mask=attention_mask, **options)
         finally:
             self.prompt_mask = None
 
@@ -567,3 +568,24 @@ def _dequantise(gguf: Path, target: Path) -> None:
             raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def unembedded_at_once(hf: nn.Module) -> Iterator[None]:
+    """Inside, the last positions of a batch are unembedded as one matrix, and not row by row.
+
+    What ``logits_to_keep`` leaves is a view with gaps; PyTorch then multiplies each row with a copy of the unembedding
+    of its own, which on a CPU takes longer than all blocks together where rows are short and many
+    (``benchmarks/step.py``). The numbers differ by rounding at most.
+    """
+    head = getattr(hf, "get_output_embeddings", lambda: None)()
+    if head is None:
+        yield
+        return
+    handle = head.register_forward_pre_hook(
+        lambda _module, given: (given[0].contiguous(), *given[1:]) if given else None
+    )
+    try:
+        yield
+    finally:
+        handle.remove()

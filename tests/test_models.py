@@ -39,6 +39,19 @@ def test_padding_does_not_change_logits(make_model: MakeModel, architecture: str
         assert model.bridge is not None  # and once more, booted
 
 
+def test_kept_positions_are_unembedded_as_one_matrix(make_model: MakeModel) -> None:
+    model = make_model("llama")
+    ids = torch.randint(1, 200, (5, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    head, given = model.hf.get_output_embeddings(), []
+    head.forward = lambda hidden, plain=head.forward: given.append(hidden) or plain(hidden)
+    by_row = model.hf(input_ids=ids, attention_mask=mask, logits_to_keep=3, use_cache=False).logits
+    at_once = model.logits(ids, mask, keep=3)
+    assert [hidden.is_contiguous() for hidden in given] == [False, True]
+    assert (by_row - at_once).abs().max() <= 1e-6 * by_row.abs().max()
+    assert not head._forward_pre_hooks
+
+
 def test_head_shape_counts_query_heads(make_model: MakeModel) -> None:
     shape = make_model("gemma3").head_shape
     assert (shape.layers, shape.heads, shape.kv_heads, shape.d_head, shape.d_model) == (2, 4, 2, 16, 32)

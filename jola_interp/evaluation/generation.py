@@ -13,7 +13,7 @@ from torch import Tensor
 
 from jola_interp.backends.base import attached_edits
 from jola_interp.batching import batches_of, encode_prompt, left_pad, pad_id, warn_of_cuts
-from jola_interp.models import Model
+from jola_interp.models import Model, unembedded_at_once
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -79,7 +79,7 @@ def generate(
         ids, mask = left_pad([prompts[row] for row in rows], pad_id(tokenizer))
         ids, mask = ids.to(model.device), mask.to(model.device)
         start = _shared_prompts(model, ids, mask, beams)
-        with _neutral_defaults(model.hf) as generator:
+        with unembedded_at_once(model.hf), _neutral_defaults(model.hf) as generator:
             output = generator.generate(input_ids=ids, attention_mask=mask, **options, **start)
         new = output[:, ids.shape[1] :].tolist()
         yield rows, [first_line(str(tokenizer.decode(tokens, skip_special_tokens=True))) for tokens in new]
