@@ -23,7 +23,7 @@ ARGS ?=
 # $(call quietly,LOG,COMMAND): silence when it works, everything it said when it does not.
 quietly = $(2) >$(1) 2>&1 </dev/null || { status=$$?; cat $(1) >&2; exit $$status; }
 
-.PHONY: help setup demo test notebooks check lint types wheel-check lab figures runs constraints clean
+.PHONY: help setup demo test notebooks check lint types docs docs-links wheel-check lab figures runs constraints clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,13 +52,14 @@ demo: $(STAMP) ## Train on a small task and write its figures: the whole package
 test: $(STAMP) ## Run the tests; pass options on with ARGS="-k name -x"
 	@$(BIN)/python -m pytest $(ARGS)
 
-notebooks: $(STAMP) ## Run every notebook top to bottom, in a copy
-	@$(BIN)/python scripts/notebooks.py
+notebooks: $(STAMP) ## Run every notebook top to bottom, in a copy; with outputs they end in build/notebooks
+	@$(BIN)/python scripts/notebooks.py --keep build/notebooks
 
 check: $(STAMP) ## Everything CI runs: lint, types, notebooks, wheel, tests
 	@$(MAKE) lint
 	@$(MAKE) types
 	@$(MAKE) notebooks
+	@$(MAKE) docs
 	@$(MAKE) wheel-check
 	@$(MAKE) test
 
@@ -68,6 +69,16 @@ lint: $(STAMP) ## Check style and layout
 
 types: $(STAMP) ## Check types
 	@$(BIN)/mypy
+
+SPHINX = $(BIN)/python -m sphinx -q -W --keep-going -E
+
+docs: $(STAMP) ## Build the documentation site in build/docs (notebooks with outputs after make notebooks); run its examples
+	@$(SPHINX) -b html docs build/docs
+	@$(call quietly,build/docs-examples.log,$(SPHINX) -b doctest docs build/docs-examples)
+	@echo "build/docs/index.html"
+
+docs-links: $(STAMP) ## Check that what the documentation links to is there (needs a network)
+	@$(SPHINX) -b linkcheck docs build/docs-links
 
 wheel-check: $(STAMP) ## Build sdist and wheel; import every module from the wheel in an environment of its own
 	@bash scripts/wheel_check.sh

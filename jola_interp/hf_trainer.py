@@ -8,7 +8,11 @@
     >>> opens = edited.history.p_open("additive")       # [step, layer, head]
     >>> run = edited.save(path, task)                   # a Run, for figures and analysis
 
-Checkpoints of the Trainer hold the edit alone. ``fit`` needs none of this; it is for those whose loop is the Trainer.
+Checkpoints of the Trainer hold the edit alone. ``fit`` needs none of this; it is for those whose loop is the Trainer,
+and for data-parallel training, which ``torchrun`` or ``accelerate launch`` start with the script as it stands: several
+processes take the steps that one takes with all their rows, and the main one alone writes files. Each loads the model
+onto its own device, ``ji.load_model(name, device=accelerate.PartialState().device)``. (Also on CPUs, where ``use_cpu``
+belongs in the arguments, accelerate starts several processes with ``--multi_gpu`` only: ``--cpu`` leaves it to mpirun.)
 """
 
 # ruff: noqa: ARG002 - what a callback is called with is for the Trainer to say
@@ -19,7 +23,8 @@ import dataclasses
 import hashlib
 import json
 import math
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
@@ -58,6 +63,11 @@ class EditedModel(nn.Module):
     The mean is over the labels of an optimiser step, as under ``fit``: today's Trainer tells their number N, and a
     micro-batch with n of them is given n/N of its own loss, so that the parts add up to that loss, the penalty once.
     Without N it is the micro-batch's own mean.
+
+    In data-parallel training N counts the labels of all processes, so that the mean over processes of the gradients,
+    each times their number (so the Trainer), is the gradient of one process with all rows, the penalty once. Their
+    gates are drawn alike, by ``config.seed``, and what is noted is of all rows. (Where rows do not fill the last batch
+    of an epoch, accelerate fills it up with the epoch's first.)
 
     The base model is no submodule: ``parameters()`` and ``state_dict()`` are the edit's, so that the Trainer's
     optimiser and its checkpoints hold nothing else. Gates are drawn once an optimiser step (:class:`GateCallback`) and
@@ -143,7 +153,12 @@ class EditedModel(nn.Module):
         """Take over from the Trainer what it decides, so that the Run says what was done, and :meth:`plan` its steps.
 
         ``restore_best`` is False: whatever edit the Trainer leaves, the history ends with it (:meth:`save`).
+
+        Raises:
+            ValueError: several processes that would not take the steps of one with all their rows.
         """
+        if args.world_size > 1:
+            _check_processes(args, self.base, self.settings)
         self.settings = dataclasses.replace(
             self.settings,
             batch_size=args.train_batch_size,
@@ -206,7 +221,8 @@ class EditedModel(nn.Module):
             )
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         prompt = None if labels is None else (labels == IGNORED) & (mask == 1)
-        logits = self.base.logits(input_ids, mask, prompt_mask=prompt)
+        with self._blocks_train():
+            logits = self.base.logits(input_ids, mask, prompt_mask=prompt)
         loss = None if labels is None else self._loss(logits, labels, num_items_in_batch)
         return CausalLMOutput(loss=loss, logits=logits)
 
@@ -225,29 +241,68 @@ class EditedModel(nn.Module):
         self._losses.append((total_ce.item(), n, penalty.item()))
         return share * (ce + penalty)
 
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """``TrainingArguments(activation_checkpointing=True)``: the backward pass runs the model's blocks again.
+
+        Raises:
+            ValueError: the backend is nnsight, or the blocks themselves drop out.
+        """
+        if self.backend == "nnsight":
+            raise ValueError("activation_checkpointing: nnsight edits no block that runs again; use backend='hooks'")
+        for module in self.base.hf.modules():
+            rate = getattr(module, "dropout", None) if hasattr(module, "gradient_checkpointing") else None
+            if isinstance(rate, float) and rate:
+                raise ValueError(
+                    f"activation_checkpointing: {type(module).__name__} would drop out {rate} of the frozen model's "
+                    "activations: load it with dropout=0.0"
+                )
+        self.base.hf.activation_checkpointing_enable(activation_checkpointing_kwargs, **options)
+
+    @contextmanager
+    def _blocks_train(self) -> Iterator[None]:
+        """transformers runs again only blocks in training mode; what is inside them stays as it is, without dropout."""
+        wanted = self.training and torch.is_grad_enabled()
+        blocks = [m for m in self.base.hf.modules() if wanted and getattr(m, "gradient_checkpointing", False)]
+        before = [block.training for block in blocks]
+        for block in blocks:
+            block.training = True
+        try:
+            yield
+        finally:  # else a later `generate` would lose its cache
+            for block, mode in zip(blocks, before, strict=True):
+                block.training = mode
+
     # -- steps, called by GateCallback -----------------------------------------------------------------------------
 
     def begin_step(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Draw the gates of an optimiser step; behind ``gate_share`` of the steps each stands at its inference gate."""
         fixed = step >= self.gate_steps
-        gates = self.edit.parameter_groups().get("gates", [])
-        for parameter in gates:
-            parameter.requires_grad_(not fixed)
+        gates = self._require_gate_grad(not fixed)
         self.attached.clear() if fixed else self.attached.draw(self.gates_rng)
         self._rates = {} if optimizer is None else _gate_rate(optimizer, gates)
         self._stepping = True
 
     def end_step(self, step: int, epoch: int = 0) -> None:
-        """Note losses and gates after ``step`` optimiser steps, and move λ on."""
+        """Note losses (of all processes' rows) and gates after ``step`` optimiser steps, and move λ on."""
         sums, counts, penalties = zip(*self._losses, strict=True)
-        ce, penalty = sum(sums) / max(1, sum(counts)), penalties[-1]
+        total, n = _over_processes([sum(sums), sum(counts)], self.base.device)
+        ce, penalty = total / max(1, n), penalties[-1]
         self._losses.clear()
+        self._require_gate_grad(True)  # as a further Trainer, which asks before the first step, must find them
         self._stepping = False
         self.history.record(step, self.edit.log_alphas())
         losses = {"ce": ce, "penalty": penalty, "loss": ce + penalty}
         told = {**losses, **self._rates, **self._weights(), **self._open_gates()}
         self.rows.append({"step": step, "epoch": epoch, **told})
         self.objective.tick(ce + penalty)
+
+    def _require_gate_grad(self, wanted: bool) -> list[nn.Parameter]:
+        gates = self.edit.parameter_groups().get("gates", [])
+        for parameter in gates:
+            parameter.requires_grad_(wanted)
+        return gates
 
     def note_validation(self, step: int, epoch: int, ce: float) -> None:
         """Beside the steps, as ``fit`` keeps it."""
@@ -277,6 +332,9 @@ class EditedModel(nn.Module):
         The history ends with the edit that is kept: where the Trainer went back to an earlier one
         (``load_best_model_at_end``), the last step's record is that one's gates.
 
+        Of several processes the main one writes, at ``path``. The others, if they call this at all, wait for nothing
+        and get the Run as it will be, whose further files (``run.metrics``) may not be there yet.
+
         Args:
             path: where to; must not exist, or be an empty directory.
             task: holds the rows that it was trained on; convergence is measured on its validation rows.
@@ -287,11 +345,11 @@ class EditedModel(nn.Module):
             FileExistsError: there is a Run, or anything else, at ``path``.
             ValueError: an unknown field, or a value that is not allowed.
         """
-        folder = Path(path)
-        if folder.exists() and any(folder.iterdir()):
+        folder, writes = Path(path), _is_main_process()
+        if writes and folder.exists() and any(folder.iterdir()):
             raise FileExistsError(f"path: {folder} is not empty; choose another directory")
         settings = resolve(self.settings, self.preset_name, fields)
-        stamp = self._convergence(task, settings)
+        stamp = self._convergence(task, settings) if writes else None
         self.history.record(int(self.history.steps[-1]), self.edit.log_alphas())
         found = describe(self.base, task, self.edit, settings, self.preset_name, self.backend)
         epochs = int(self.rows[-1]["epoch"]) + 1 if self.rows else 0
@@ -300,6 +358,8 @@ class EditedModel(nn.Module):
         identity = hashlib.sha256(json.dumps([found, edit_digest(self.edit)], sort_keys=True).encode()).hexdigest()
         config = {**found, "identity": identity, "status": "finished", "progress": done, "method": None}
         kept = copy.deepcopy(self.edit).requires_grad_(False).to("cpu")
+        if not writes:
+            return Run(folder, config, cast(JoLA, kept), self.history)
         folder.mkdir(parents=True, exist_ok=True)
         _files.write_jsonl(folder / "metrics.jsonl", self.rows)
         if stamp is not None:
@@ -339,6 +399,40 @@ class EditedModel(nn.Module):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _check_processes(args: TrainingArguments, model: Model, settings: TrainConfig) -> None:
+    """Raise ValueError where several processes would not take the steps of one with all their rows."""
+    if not args.average_tokens_across_devices:
+        raise ValueError(
+            f"average_tokens_across_devices must be True with {args.world_size} processes: else a label counts for "
+            "more in a process that has few of them"
+        )
+    if settings.gate_share < 1 and (args.ddp_find_unused_parameters is False or args.ddp_static_graph):
+        raise ValueError(
+            f"gate_share must be 1 with ddp_find_unused_parameters=False or ddp_static_graph=True, got "
+            f"{settings.gate_share}: gates that no longer train have no gradient for processes to exchange"
+        )
+    if (args.device.type, args.device.index or 0) != (model.device.type, model.device.index or 0):
+        raise ValueError(
+            f"device: process {args.process_index} trains on {args.device}, but its model is on {model.device}: "
+            "load_model(name, device=accelerate.PartialState().device)"
+        )
+
+
+def _over_processes(values: list[float], device: torch.device) -> list[float]:
+    """Each value summed over the processes of a data-parallel training."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return values
+    found = torch.tensor(values, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(found)
+    return cast(list[float], found.tolist())
+
+
+def _is_main_process() -> bool:
+    """Whether this process is the only or the first one."""
+    alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+    return alone or torch.distributed.get_rank() == 0
 
 
 def _gate_rate(optimizer: torch.optim.Optimizer, gates: list[nn.Parameter]) -> dict[str, float]:

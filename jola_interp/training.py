@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -123,6 +124,7 @@ def fit(
         KeyboardInterrupt: a method that trains in stages was interrupted in one of them; ``resume=True`` goes on.
         TrainingDivergedError: a loss or gradient that is not finite; the state before it is kept.
     """
+    _require_one_process()
     method = _method_of(edit)
     fields = method.fields(own=config is not None) if method else {}
     settings = resolve(config, preset, {**fields, **overrides})
@@ -148,6 +150,16 @@ def fit(
     if run.status == "finished" and settings.evaluate and data.test and not run.scores:
         _score(run, data, base)
     return run
+
+
+def _require_one_process() -> None:
+    """Under ``torchrun`` or ``accelerate launch`` every process would train the same Run, in the same folder."""
+    found = os.environ.get("WORLD_SIZE", "1")
+    if found.isdigit() and int(found) > 1:
+        raise ValueError(
+            f"WORLD_SIZE must be 1 (or unset) for fit, got {found}: it trains in one process. For data-parallel "
+            "training see jola_interp.hf_trainer; to train one Run in each process, unset it in their environment"
+        )
 
 
 def _score(run: Run, task: Task, model: Model) -> None:

@@ -1,6 +1,7 @@
 """Run every notebook top to bottom, in a copy of its folder, and say which one fails.
 
     python scripts/notebooks.py                        check that none holds outputs, then run them all
+    python scripts/notebooks.py --keep FOLDER          and leave them there with their outputs (for the documentation)
     python scripts/notebooks.py --outputs FILE...      only check these for outputs (standard library only)
 
 A notebook should take under two minutes, all of them together under twelve: longer ones are named, but only one that
@@ -47,6 +48,7 @@ def execute(path: pathlib.Path) -> None:
     client = NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(path.parent)}})
     client.extra_arguments = ["--log-level=ERROR", "--colors=nocolor"]  # to the kernel
     asyncio.run(asyncio.wait_for(client.async_execute(), SECONDS_STUCK))
+    nbformat.write(notebook, path)
 
 
 def run_one(path: pathlib.Path) -> bool:
@@ -70,8 +72,12 @@ def level(took: float, aim: float) -> int:
     return logging.WARNING if took > aim else logging.INFO
 
 
-def run_all() -> int:
-    """Run all notebooks in order in a temporary copy; returns how many failed."""
+def run_all(keep: pathlib.Path | None = None) -> int:
+    """Run all notebooks in order in a temporary copy; returns how many failed.
+
+    Args:
+        keep: where to leave them with their outputs, those that ran.
+    """
     start = time.monotonic()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         copy = pathlib.Path(folder, FOLDER.name)
@@ -79,6 +85,9 @@ def run_all() -> int:
         if RUNS.exists():  # which some notebooks look at
             shutil.copytree(RUNS, pathlib.Path(folder, RUNS.relative_to(ROOT)))
         failed = sum(not run_one(path) for path in sorted(copy.glob("*.ipynb")))
+        if keep is not None:
+            shutil.rmtree(keep, ignore_errors=True)
+            shutil.copytree(copy, keep, ignore=shutil.ignore_patterns("runs"))
     took = time.monotonic() - start
     log.log(level(took, SECONDS_ALL), "all notebooks: %.0f s (aim: under %d)", took, SECONDS_ALL)
     return failed
@@ -91,14 +100,15 @@ def main() -> int:
     logging.getLogger("traitlets").setLevel(logging.WARNING)
     parser = argparse.ArgumentParser(description="Run the notebooks, or only look for outputs in them.")
     parser.add_argument("--outputs", nargs="+", type=pathlib.Path, metavar="FILE")
-    chosen = parser.parse_args().outputs
-    if chosen is not None:
-        return int(check_outputs(chosen) > 0)
+    parser.add_argument("--keep", type=pathlib.Path, metavar="FOLDER")
+    options = parser.parse_args()
+    if options.outputs is not None:
+        return int(check_outputs(options.outputs) > 0)
     paths = sorted(FOLDER.glob("*.ipynb"))
     if not paths:
         log.error("no notebook in %s/", FOLDER.name)
         return 1
-    return int(check_outputs(paths) > 0 or run_all() > 0)
+    return int(check_outputs(paths) > 0 or run_all(options.keep) > 0)
 
 
 if __name__ == "__main__":

@@ -530,8 +530,9 @@ def calibrate(
         run: a Run of this model, whose selected heads' statuses, sizes and layers the planted edits are drawn from.
         heads: planted heads, a number for each planting. None: 0 and five times as many as the Run selects; without
             a Run ``HEADS``, none above half of the heads.
-        prior: what planted edits are drawn from; None is the Run's, or :func:`~.planting.default_prior`.
-        min_effect: see :func:`~.planting.plant`.
+        prior: what planted edits are drawn from; None is the Run's, or
+            :func:`~jola_interp.evidence.planting.default_prior`.
+        min_effect: see :func:`~jola_interp.evidence.planting.plant`.
         edit: what is trained; None is the Run's switches, or the preset's.
         config: training fields; None is the Run's, or the preset's.
         preset: where neither a Run nor ``config`` or ``edit`` says otherwise.
@@ -544,7 +545,7 @@ def calibrate(
 
     Raises:
         ValueError: an edit without gates on heads, a number of heads that can't be planted, no penalty and nothing
-            planted to scale it to, or what ``fit`` and :func:`~.planting.plant` refuse.
+            planted to scale it to, or what ``fit`` and :func:`~jola_interp.evidence.planting.plant` refuse.
         KeyboardInterrupt: a training was interrupted; the same call goes on.
     """
     selection.parse_rule(rule)

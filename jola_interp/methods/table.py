@@ -33,8 +33,8 @@ class Method:
         equation: what it does to an activation or a weight.
         points: the TransformerLens hook points at which it acts, or the weights.
         source: paper, and where in it.
-        build: (model, **options) to an untrained edit.
-        prepare: (setup, **options) to the edit to train, for methods that first choose or measure something.
+        build: ``(model, **options)`` to an untrained edit.
+        prepare: ``(setup, **options)`` to the edit to train, for methods that first choose or measure something.
         options: what can be chosen, with the defaults.
         train: training fields to start from, beside those of the preset; a configuration of one's own replaces them.
         fixed: training fields without which it would be another method; a configuration of one's own keeps them.

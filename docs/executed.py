@@ -1,0 +1,47 @@
+"""The notebooks as pages: with outputs where they have been run, figures drawn by one plotly.js beside the site."""
+
+import json
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import plotly.io
+from plotly.offline import get_plotlyjs
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+EXECUTED, NOTEBOOKS = ROOT / "build" / "notebooks", ROOT / "notebooks"
+FIGURE = "application/vnd.plotly.v1+json"
+SCRIPT = "plotly.min.js"
+
+
+def bring(pages: pathlib.Path, static: pathlib.Path) -> None:
+    """Fill ``pages`` with the notebooks, and ``static`` with what draws their figures.
+
+    Sphinx reads its own folder only, so they are copied: as ``make notebooks`` has left them, or as they are committed.
+    """
+    for folder in (pages, static):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+    for path in sorted((EXECUTED if EXECUTED.exists() else NOTEBOOKS).glob("*.ipynb")):
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        figures = [data for data in _outputs(notebook) if FIGURE in data]
+        for place, data in enumerate(figures):
+            data["text/html"] = _drawn(data.pop(FIGURE), first=place == 0)
+        (pages / path.name).write_text(json.dumps(notebook), encoding="utf-8")
+    (static / SCRIPT).write_text(get_plotlyjs(), encoding="utf-8")
+
+
+def _outputs(notebook: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", ()):
+            yield output.get("data", {})
+
+
+def _drawn(figure: dict[str, Any], first: bool) -> str:
+    """HTML that draws a figure, in a box that scrolls on narrow pages; the first of a page loads plotly.js."""
+    drawn = plotly.io.to_html(
+        {name: figure[name] for name in ("data", "layout")}, include_plotlyjs=False, full_html=False, validate=False
+    )
+    script = f'<script src="../_static/{SCRIPT}"></script>' if first else ""
+    return f'{script}<div style="overflow-x: auto">{drawn}</div>'
