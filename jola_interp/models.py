@@ -9,6 +9,7 @@ import importlib.util
 import inspect
 import json
 import os
+import re
 import shutil
 import tempfile
 import weakref
@@ -43,6 +44,10 @@ _VOLATILE = {
     "quantization_config",
 }
 
+
+# Biases of the linears in a GGUF file, and the field of a Hugging Face configuration that makes room for them.
+_GGUF_BIAS = re.compile(r"blk\.\d+\.(?P<part>attn|ffn)_(?:q|k|v|output|gate|up|down)\.bias")
+_BIAS_FIELDS = {"attn": "attention_bias", "ffn": "mlp_bias"}
 
 # Booting wraps a Hugging Face model in place, once: every Model around it must know.
 _BRIDGES: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
@@ -275,7 +280,8 @@ def load_model(
 
     Raises:
         FileNotFoundError: a path that does not exist, or packaged weights that are not installed.
-        ValueError: an unknown dtype, or a model without the attention geometry that edits need.
+        ValueError: an unknown dtype, a model without the attention geometry that edits need, or a .gguf file with
+            biases that would be lost (``attention_bias=True`` keeps them).
         OSError: the Hub's error for a gated or missing repository, with what to do.
     """
     given = name_or_path_or_hf_model
@@ -398,11 +404,51 @@ def _from_pretrained(
         hf = AutoModelForCausalLM.from_pretrained(location, **options)
     except OSError as error:
         raise _explained(error, name) from error
+    if "gguf_file" in options:
+        _check_biases(hf, _gguf_path(location, options))
     if "device_map" not in options and "quantization_config" not in options:
         nn.Module.to(hf, target)
     # What load_model finds out by itself, or is asked for anew, is not kept.
     kept = {key: value for key, value in options.items() if key not in ("dtype", "torch_dtype", "gguf_file")}
     return Model(hf, tokenizer, name=name, source=source, options=kept)
+
+
+def _gguf_path(location: str, options: Mapping[str, Any]) -> Path:
+    """Where the file lies: in a directory, or in the Hub's cache, into which it was loaded a moment ago."""
+    from transformers.utils.hub import cached_file
+
+    where = {key: options[key] for key in ("revision", "token", "cache_dir", "subfolder") if key in options}
+    return Path(str(cached_file(location, options["gguf_file"], **where)))
+
+
+def _check_biases(hf: PreTrainedModel, file: Path) -> None:
+    """Refuse a model that lost biases of its GGUF file.
+
+    The file's metadata do not say that a Llama has biases, so that transformers builds one without, and leaves out,
+    without a word, the tensors that then have no place: of a folded edit, all its offsets. Zeros may go.
+
+    Raises:
+        ValueError: biases of linears in the file, other than zero, that the model has no parameter for.
+    """
+    from gguf import MODEL_ARCH_NAMES, GGUFReader, get_tensor_name_map
+
+    reader, config = GGUFReader(file), hf.config.get_text_config()
+    field = reader.fields["general.architecture"]
+    known = {name: key for key, name in MODEL_ARCH_NAMES.items()}
+    names = get_tensor_name_map(known[field.contents()], config.num_hidden_layers)
+    held = {names.get_name(name, (".bias",)) for name in hf.state_dict()}
+    found = {tensor.name: _GGUF_BIAS.fullmatch(tensor.name) for tensor in reader.tensors if tensor.data.any()}
+    lost = {name: match["part"] for name, match in found.items() if match and name not in held}
+    if not lost:
+        return
+    fields = [_BIAS_FIELDS[part] for part in sorted(set(lost.values()))]
+    remedy = f"load_model(path, {', '.join(f'{field}=True' for field in fields)}) keeps them"
+    if not all(hasattr(config, field) for field in fields):
+        remedy = "load the checkpoint that it was made from"
+    raise ValueError(
+        f"{file.name} holds {len(lost)} biases that transformers drops from {type(hf).__name__}, "
+        f"{', '.join(list(lost)[:3])}{', …' if len(lost) > 3 else ''}: {remedy}"
+    )
 
 
 def _explained(error: OSError, name: str) -> OSError:

@@ -153,6 +153,7 @@ class Run:
         token: str | bool | None = None,
         include_predictions: bool = False,
         card: str | None = None,
+        pictures: Mapping[str, bytes] | None = None,
     ) -> str:
         """Upload the Run (never its checkpoint) and return the address of the commit. Private unless you say so.
 
@@ -165,8 +166,9 @@ class Run:
             card: Markdown for ``README.md``, uploaded first, in a commit of its own; :func:`jola_interp.hub.push`
                 writes one. A ``README.md`` in the Run's directory is yours: it goes up in place of the card, and
                 nothing is written there.
+            pictures: file name to content of what the card shows; they go up with it, or not at all.
         """
-        from huggingface_hub import HfApi
+        from huggingface_hub import CommitOperationAdd, HfApi
 
         if "few-shot" in str((self.config["method"] or {}).get("name")) and not include_predictions:
             raise ValueError(
@@ -177,9 +179,9 @@ class Run:
         api.create_repo(repo_id, private=private, exist_ok=True)
         own = (self.path / CARD).exists()
         if card is not None and not own:
-            api.upload_file(
-                path_or_fileobj=card.encode(), path_in_repo=CARD, repo_id=repo_id, commit_message=commit_message
-            )
+            shown = {CARD: card.encode(), **(pictures or {})}
+            added = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=shown[name]) for name in shown]
+            api.create_commit(repo_id, added, commit_message=commit_message)
         files = [*SHARED_FILES, *([CARD] if own else []), f"{TRANSFER}/*scores.json", f"{ANALYSIS}/*.safetensors"]
         if include_predictions:
             files += ["predictions.jsonl", f"{TRANSFER}/*predictions.jsonl"]

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from jola_interp.export.written import Export
 
 FILE = "README.md"
+PICTURE = "heads.png"
+"""The map of the heads, beside a card that shows it."""
 MOST_HEADS = 24
 """Labels that are written out of one kind."""
 WHAT = {
@@ -50,6 +52,7 @@ def model_card(
     revision: str | None = None,
     whole: bool = True,
     repo: str = "PATH",
+    shows: str | None = None,
 ) -> str:
     """The card as Markdown, with the Hub's header.
 
@@ -64,6 +67,7 @@ def model_card(
         revision: of the base model.
         whole: whether all of the edit is in it: the scores of the Run are those of all of it.
         repo: what stands for the place in the code: a path, or a repository.
+        shows: what ``heads.png`` shows, in words, where it lies beside the card.
     """
     parts = [
         _header(run, kind, revision),
@@ -71,6 +75,7 @@ def model_card(
         _what(run, kind),
         _facts(run, kind, rank, dtype, saved_as, revision),
         "## Edit\n\n" + _edit_in_words(heads if heads is not None else _heads_of(run), whole),
+        *([f"![{_alternative(shows)}]({PICTURE})"] if shows else []),
         "## Scores\n\n" + (_scores(run) if whole else "Only a part of the Run's edit is in it, and not scored here."),
     ]
     if check is not None:
@@ -179,41 +184,54 @@ def _exactness(check: Check) -> str:
 
 def _loading(run: Run, kind: str, repo: str, revision: str | None) -> str:
     base = run.config["model"]["source"] or run.config["model"]["name"]
-    at = f', revision="{revision}"' if revision else ""
-    stock = ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
-    where = f'"{repo}"' if kind == "fold" else f'"{base}"{at}'
-    stock += [
+    at = f'"{base}"' + (f', revision="{revision}"' if revision else "")
+    note = ""
+    if kind != "fold" and base == "smollm2-135m":
+        note = "\n\n`smollm2-135m` is jola_interp's packaged model: `ji.load_model` finds it, transformers does not."
+    found = [f"{title}:\n\n```python\n{_lines(code)}\n```" for title, code in _ways(kind, repo, at).items()]
+    return "\n\n".join(found) + note
+
+
+def _ways(kind: str, repo: str, at: str) -> dict[str, list[str]]:
+    """Title to code; ``at`` is the base model as an argument."""
+    ours, also = "import jola_interp as ji", "from jola_interp import export"
+    run, base = 'run = ji.Run.from_pretrained("{}")', f"model = ji.load_model({at})"
+    attached = [base, "with run.attach(model):", "    ..."]
+    if kind == "run":
+        both = [ours, also, run.format(repo), base]
+        return {
+            "With jola_interp, head by head": [ours, run.format(repo), *attached],
+            "With transformers alone, as a checkpoint": [
+                *both, 'export.fold(run, "CHECKPOINT", model=model)', "", *_stock('"CHECKPOINT"')
+            ],
+            "With peft, as an adapter": [
+                *both, 'export.to_peft(run, "ADAPTER", model=model)', "", *_adapter(at, "ADAPTER")
+            ],
+        }  # fmt: skip
+    made_from = [ours, f"{run.format('RUN')}    # the Run that this was made from", *attached]
+    if kind == "fold":
+        return {
+            "With transformers alone": _stock(f'"{repo}"'),
+            "With jola_interp": [ours, f'model = ji.load_model("{repo}")'],
+            "As an edit, head by head": made_from,
+        }
+    edit = [f'edit = export.from_peft("{repo}", model)', "with ji.attach(edit, model):", "    ..."]
+    return {
+        "With peft": _adapter(at, repo),
+        "With jola_interp": [ours, also, base, *edit] if kind == "ia3" else made_from,
+    }
+
+
+def _stock(where: str) -> list[str]:
+    return [
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
         f'model = AutoModelForCausalLM.from_pretrained({where}, dtype="auto")',
         f"tokenizer = AutoTokenizer.from_pretrained({where})",
     ]
-    adapter = ["from peft import PeftModel", *stock, f'model = PeftModel.from_pretrained(model, "{repo}")']
-    attached = [
-        "import jola_interp as ji",
-        f'run = ji.Run.from_pretrained("{repo if kind == "run" else "RUN"}")    # the Run that this was made from',
-        f'model = ji.load_model("{base}"{at})',
-        "with run.attach(model):",
-        "    ...",
-    ]
-    own = ["import jola_interp as ji", f'model = ji.load_model("{repo}")'] if kind == "fold" else attached
-    if kind == "ia3":
-        own = ["import jola_interp as ji", "from jola_interp import export", f'model = ji.load_model("{base}"{at})',
-               f'edit = export.from_peft("{repo}", model)', "with ji.attach(edit, model):", "    ..."]  # fmt: skip
-    blocks = {
-        "With transformers alone": stock if kind == "fold" else None,
-        "With peft": adapter if kind in ("lora", "ia3") else None,
-        "With jola_interp": own,
-        "As an edit, head by head": attached if kind == "fold" else None,
-        "As a checkpoint or an adapter for transformers and peft alone": (
-            ["from jola_interp import export", 'export.fold(run, "checkpoint")', 'export.to_peft(run, "adapter")']
-            if kind == "run"
-            else None
-        ),
-    }
-    notes = []
-    if kind != "fold" and base == "smollm2-135m":
-        notes.append("`smollm2-135m` is jola_interp's packaged model: `ji.load_model` finds it, transformers does not.")
-    found = [f"{title}:\n\n```python\n{_lines(code)}\n```" for title, code in blocks.items() if code]
-    return "\n\n".join([*found, *notes])
+
+
+def _adapter(at: str, path: str) -> list[str]:
+    return ["from peft import PeftModel", *_stock(at), f'model = PeftModel.from_pretrained(model, "{path}")']
 
 
 def _lines(code: Iterable[str]) -> str:
@@ -223,6 +241,11 @@ def _lines(code: Iterable[str]) -> str:
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     lines = [head, tuple("---" for _ in head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _alternative(text: str) -> str:
+    """Text for the brackets of a picture: one line, with nothing in it that ends them."""
+    return " ".join(text.split()).replace("\\", "\\\\").replace("[", "\\[").replace("]", "\\]")
 
 
 def _inline(text: str) -> str:

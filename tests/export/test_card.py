@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,12 +70,15 @@ class FakeHub:
 
     files: dict[str, bytes] = {}
     options: dict[str, Any] = {}
+    together: list[str] = []
 
     def create_repo(self, repo_id: str, **options: Any) -> None:
-        FakeHub.files, FakeHub.options = {}, {"repo": repo_id, **options}
+        FakeHub.files, FakeHub.options, FakeHub.together = {}, {"repo": repo_id, **options}, []
 
-    def upload_file(self, *, path_or_fileobj: bytes, path_in_repo: str, **_: Any) -> None:
-        self.files[path_in_repo] = path_or_fileobj
+    def create_commit(self, repo_id: str, operations: list[Any], *, commit_message: str) -> None:
+        assert repo_id == self.options["repo"] and commit_message and not self.files
+        self.files.update({added.path_in_repo: added.path_or_fileobj for added in operations})
+        FakeHub.together = sorted(self.files)
 
     def upload_folder(self, *, folder_path: Path, allow_patterns: list[str], **_: Any) -> Any:
         found = [file for pattern in allow_patterns for file in folder_path.glob(pattern)]
@@ -92,7 +97,50 @@ def test_a_pushed_run_has_a_card_unless_it_has_one_of_its_own(tmp_path: Path, mo
     (run.path / "README.md").write_text("mine")
     hub.push(run, "me/run", private=False)
     assert FakeHub.files["README.md"] == b"mine" == (run.path / "README.md").read_bytes()
-    assert not FakeHub.options["private"]
+    assert not FakeHub.options["private"] and "heads.png" not in FakeHub.files
+
+
+def test_the_card_shows_the_map_of_the_heads_that_goes_up_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.HfApi", FakeHub)
+    run = make_run(tmp_path / "run", names=("tiny", "toy [v2]"))
+    before = {file.name: file.read_bytes() for file in run.path.iterdir()}
+    hub.push(run, "me/run")
+    assert FakeHub.together == ["README.md", "heads.png"]
+    drawn = FakeHub.files["heads.png"]
+    assert drawn.startswith(b"\x89PNG") and 1200 <= int.from_bytes(drawn[16:20]) <= 2000
+    shown = re.findall(r"^!\[(.*)\]\(heads\.png\)$", FakeHub.files["README.md"].decode(), re.MULTILINE)
+    assert len(shown) == 1 and f"selects {len(run.selected())} of 12 heads" in shown[0]
+    assert "toy \\[v2\\]" in shown[0] and "[v2" not in shown[0].replace("\\[", "")
+    hub.push(run.path, "me/run")
+    assert FakeHub.files["heads.png"] == drawn
+    assert {file.name: file.read_bytes() for file in run.path.iterdir()} == before
+
+
+def test_a_run_without_gates_at_heads_has_no_picture_and_no_broken_link(
+    make_model: MakeModel, run_of: RunOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.HfApi", FakeHub)
+    model = make_model()
+    lora = run_of(model, LoRA.of(model.hf, r=2).initialise(torch.Generator().manual_seed(0)))
+    for run in (lora, make_run(tmp_path / "mlp", sites=("mlp",))):
+        hub.push(run, "me/run")
+        assert FakeHub.together == ["README.md"] and "heads.png" not in FakeHub.files
+        assert b"![" not in FakeHub.files["README.md"]
+    assert "![" not in model_card(make_run(tmp_path / "heads"), "run")
+
+
+@pytest.mark.parametrize("kind", ["run", "fold", "lora", "ia3"])
+def test_what_a_card_says_of_loading_is_python_that_makes_what_it_uses(kind: str, tmp_path: Path) -> None:
+    blocks = model_card(make_run(tmp_path / "run"), kind).split("How to load")[1].split("```")[1::2]
+    assert len(blocks) == {"run": 3, "fold": 3}.get(kind, 2)
+    for block in blocks:
+        tree = ast.parse(block.removeprefix("python\n"))
+        names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+        made = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+        imported = {alias.asname or alias.name for node in ast.walk(tree) for alias in getattr(node, "names", [])}
+        assert {node.id for node in names} <= made | imported, block
 
 
 def test_heads_by_kind_are_those_that_act_at_inference(tmp_path: Path) -> None:
