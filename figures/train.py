@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 import jola_interp as ji
+from jola_interp.evidence.card import CHEAP
 from jola_interp.runs import ANALYSIS, SHARED_FILES, WITH_TEXT
 
 HERE = Path(__file__).resolve().parent
@@ -27,8 +28,11 @@ RUNS = {
     "ioi": "ioi",
 }
 """Name of a folder to its task."""
+LONG = ("web_nlg", "siqa")
+"""Where rows are long or nearly every head is selected: exact effects on 8 rows, none of the dearest tables."""
 FEWER = {"keep": 16, "alone": 16}
 """Test rows of the dear tables; the others read as many as ji.analyse does."""
+DEAREST = {"keep", "alone", "leave_one_out"}
 ROWS = {"n_train": 200, "n_validation": 48, "n_test": 100}
 
 
@@ -41,10 +45,25 @@ def main() -> None:
         work = options.work / name
         task = load(name, options.source)
         run = train(model, task, work)
-        ji.evidence_card(run, task, model, options.evidence)
-        for part in ji.analysis.PARTS if options.parts == "all" else options.parts:
-            ji.analyse(run, task, model, part, rows=FEWER.get(part))
+        measure(run, task, model, *parts_of(name, options))
         keep(work, KEPT / name)
+
+
+def parts_of(name: str, options: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """Parts of the card, and tables: those that were asked for, or all that the Run can afford."""
+    left_out = DEAREST if name in LONG else set()
+    evidence = options.evidence or [part for part in CHEAP if part not in left_out]
+    return evidence, options.parts or [part for part in ji.analysis.PARTS if part not in left_out]
+
+
+def measure(run: ji.Run, task: ji.Task, model: ji.Model, evidence: list[str], parts: list[str]) -> None:
+    """Card, tables and scores, as far as they are not there."""
+    few = FEWER | ({"effects": 8} if run.path.name in LONG else {})
+    ji.evidence_card(run, task, model, evidence)
+    for part in parts:
+        ji.analyse(run, task, model, part, rows=few.get(part))
+    if not run.scores:
+        ji.evaluate(run, task, model)
 
 
 def read_options() -> argparse.Namespace:
@@ -52,8 +71,8 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=list(RUNS), choices=list(RUNS))
     parser.add_argument("--source", default="hub", help="hub, or a directory of <suite>/<task> files")
     parser.add_argument("--work", type=Path, default=HERE.parent / "runs" / "figures")
-    parser.add_argument("--parts", nargs="+", default="all", help="tables, see ji.analyse")
-    parser.add_argument("--evidence", nargs="+", default="cheap", help="parts of the evidence card")
+    parser.add_argument("--parts", nargs="+", help="tables, see ji.analyse")
+    parser.add_argument("--evidence", nargs="+", help="parts of the evidence card")
     parser.add_argument("--threads", type=int)
     return parser.parse_args()
 
