@@ -55,7 +55,7 @@ test: $(STAMP) ## Run the tests; pass options on with ARGS="-k name -x"
 notebooks: $(STAMP) ## Run every notebook top to bottom, in a copy; with outputs they end in build/notebooks
 	@$(BIN)/python scripts/notebooks.py --keep build/notebooks
 
-check: $(STAMP) ## Everything CI runs: lint, types, notebooks, wheel, tests
+check: $(STAMP) ## Everything CI runs: lint, types, notebooks, documentation, wheel, tests
 	@$(MAKE) lint
 	@$(MAKE) types
 	@$(MAKE) notebooks
@@ -72,7 +72,7 @@ types: $(STAMP) ## Check types
 
 SPHINX = $(BIN)/python -m sphinx -q -W --keep-going -E
 
-docs: $(STAMP) ## Build the documentation site in build/docs (notebooks with outputs after make notebooks); run its examples
+docs: $(STAMP) ## Build the documentation site in build/docs (notebooks with outputs after make notebooks); run its doctests
 	@$(SPHINX) -b html docs build/docs
 	@$(call quietly,build/docs-examples.log,$(SPHINX) -b doctest docs build/docs-examples)
 	@echo "build/docs/index.html"
@@ -104,5 +104,5 @@ constraints: $(STAMP) ## Write constraints.txt from what .venv holds
 	@mv constraints.txt.new constraints.txt && touch $(STAMP)
 
 clean: ## Remove what builds and checks left behind (not .venv, not runs)
-	@rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis constraints.txt.new
+	@rm -rf build dist docs/_static docs/notebooks .mypy_cache .pytest_cache .ruff_cache .hypothesis constraints.txt.new
 	@find . -name $(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

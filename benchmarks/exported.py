@@ -265,7 +265,8 @@ def report(run: ji.Run, rows: Rows, found: Sequence[Found], options: argparse.Na
 
 def section(one: Found, n: int, options: argparse.Namespace) -> str:
     versions = ", ".join(f"{name} {value}" for name, value in one.answer["versions"].items())
-    told = "installed, not imported" if one.answer["jola_interp"] else "not installed"
+    there = "imported" if one.answer["imported"] else "not imported"
+    told = f"installed, {there}" if one.answer["jola_interp"] else "not installed"
     equal = [f"{one.equal['folded']} of {n} with those of the Run"]
     if one.attached is not None:
         equal.append(f"{one.equal['attached']} of {n} with those of the edit attached in {one.dtype}")

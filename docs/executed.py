@@ -23,13 +23,21 @@ def bring(pages: pathlib.Path, static: pathlib.Path) -> None:
     for folder in (pages, static):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-    for path in sorted((EXECUTED if EXECUTED.exists() else NOTEBOOKS).glob("*.ipynb")):
-        notebook = json.loads(path.read_text(encoding="utf-8"))
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        notebook = _newest(path)
         figures = [data for data in _outputs(notebook) if FIGURE in data]
         for place, data in enumerate(figures):
             data["text/html"] = _drawn(data.pop(FIGURE), first=place == 0)
         (pages / path.name).write_text(json.dumps(notebook), encoding="utf-8")
     (static / SCRIPT).write_text(get_plotlyjs(), encoding="utf-8")
+
+
+def _newest(path: pathlib.Path) -> dict[str, Any]:
+    """A notebook as it ran, if it has been run as it is now; else without outputs."""
+    files = [file for file in (path, EXECUTED / path.name) if file.exists()]
+    committed, ran = (json.loads(files[place].read_text(encoding="utf-8")) for place in (0, -1))
+    sources = [[cell["source"] for cell in notebook["cells"]] for notebook in (committed, ran)]
+    return ran if sources[0] == sources[1] else committed
 
 
 def _outputs(notebook: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -30,6 +30,8 @@ DECIDED_SHARE = 0.95
 """The least share of decided gates of a converged Run."""
 GATE_GAP = 0.01
 """The largest |CE(sampled) − CE(hard)| of a converged Run, in nats per answer token."""
+MEAN_OF, BLOWN_UP = 5, 1.5
+"""Training has blown up where the mean of so many losses is more than so many times each of the first."""
 ROWS, DRAWS = 32, 4
 """Validation rows that are read, and gate draws on each."""
 
@@ -117,6 +119,22 @@ def decided(log_alpha: Float[np.ndarray, "*gates"]) -> Float[np.ndarray, "*gates
     """P(open) < .05 or > .95, elementwise; False where log α is NaN."""
     values = gates.p_open(torch.from_numpy(np.ascontiguousarray(log_alpha))).numpy()
     return np.asarray((values < UNDECIDED[0]) | (values > UNDECIDED[1]))
+
+
+def blown_up(losses: Sequence[float]) -> tuple[int, float] | None:
+    """Where training lost what the model could do: the highest mean of five losses, half again any early one.
+
+    Args:
+        losses: cross-entropy of one logged step after the other; the first five are of the model nearly as it was.
+
+    Returns:
+        Its place among ``losses`` (the middle of the five) and the mean; None where nothing of the kind happened.
+    """
+    if len(losses) <= MEAN_OF:
+        return None
+    means = np.convolve(losses, np.full(MEAN_OF, 1 / MEAN_OF), mode="valid")
+    top = int(means.argmax())
+    return (top + MEAN_OF // 2, float(means[top])) if means[top] > BLOWN_UP * max(losses[:MEAN_OF]) else None
 
 
 def measure(

@@ -157,8 +157,7 @@ class EditedModel(nn.Module):
         Raises:
             ValueError: several processes that would not take the steps of one with all their rows.
         """
-        if args.world_size > 1:
-            _check_processes(args, self.base, self.settings)
+        _check_processes(args, self.base, self.settings)
         self.settings = dataclasses.replace(
             self.settings,
             batch_size=args.train_batch_size,
@@ -402,7 +401,16 @@ class EditedModel(nn.Module):
 
 
 def _check_processes(args: TrainingArguments, model: Model, settings: TrainConfig) -> None:
-    """Raise ValueError where several processes would not take the steps of one with all their rows."""
+    """Raise ValueError where several processes or devices would not take the steps of one with all their rows."""
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"n_gpu must be 1 in a process, got {args.n_gpu}: the edit is attached to one model. Start a process for "
+            "each GPU (torchrun, accelerate launch), or name one in CUDA_VISIBLE_DEVICES"
+        )
+    if args.world_size == 1:
+        return
+    if args.fsdp or args.deepspeed:
+        raise ValueError("fsdp and deepspeed must not be set: an edit is small, and every process holds all of it")
     if not args.average_tokens_across_devices:
         raise ValueError(
             f"average_tokens_across_devices must be True with {args.world_size} processes: else a label counts for "

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jola_interp.export.card import PICTURE, model_card
-from jola_interp.runs import Run
+from jola_interp.runs import CARD, Run
 
 DPI = 200
 """Of the picture: 1350 pixels across, sharp where the Hub shows it at half of that."""
@@ -27,7 +27,8 @@ def push(run: Run | str | Path, repo_id: str, *, revision: str | None = None, **
         **options: ``private``, ``commit_message``, ``token``, ``include_predictions``: see :meth:`Run.push_to_hub`.
     """
     found = run if isinstance(run, Run) else Run.load(run)
-    picture, shows = heads_picture(found) or (None, None)
+    own = (found.path / CARD).exists()  # goes up in the place of all this
+    picture, shows = (None if own else heads_picture(found)) or (None, None)
     card = model_card(found, kind="run", repo=repo_id, revision=revision, shows=shows)
     return found.push_to_hub(repo_id, card=card, pictures={PICTURE: picture} if picture else None, **options)
 

@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -401,11 +401,12 @@ def _from_pretrained(
     shared = {key: options[key] for key in ("revision", "gguf_file", "token", "trust_remote_code") if key in options}
     try:
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(location, **shared)
-        hf = AutoModelForCausalLM.from_pretrained(location, **options)
+        hf: PreTrainedModel = AutoModelForCausalLM.from_pretrained(location, **options)
     except OSError as error:
         raise _explained(error, name) from error
     if "gguf_file" in options:
-        _check_biases(hf, _gguf_path(location, options))
+        load = AutoModelForCausalLM.from_pretrained
+        hf = _with_biases(hf, _gguf_path(location, options), lambda **more: load(location, **{**options, **more}))
     if "device_map" not in options and "quantization_config" not in options:
         nn.Module.to(hf, target)
     # What load_model finds out by itself, or is asked for anew, is not kept.
@@ -421,34 +422,43 @@ def _gguf_path(location: str, options: Mapping[str, Any]) -> Path:
     return Path(str(cached_file(location, options["gguf_file"], **where)))
 
 
-def _check_biases(hf: PreTrainedModel, file: Path) -> None:
-    """Refuse a model that lost biases of its GGUF file.
+def _with_biases(hf: PreTrainedModel, file: Path, again: Callable[..., PreTrainedModel]) -> PreTrainedModel:
+    """The model with all biases of its GGUF file.
 
     The file's metadata do not say that a Llama has biases, so that transformers builds one without, and leaves out,
     without a word, the tensors that then have no place: of a folded edit, all its offsets. Zeros may go.
 
+    Args:
+        hf: as transformers loaded it.
+        again: loads it with further fields of its configuration.
+
     Raises:
-        ValueError: biases of linears in the file, other than zero, that the model has no parameter for.
+        ValueError: biases of linears in the file, other than zero, that the model's class has no room for.
     """
+    lost, config = _lost_biases(hf, file), hf.config.get_text_config()
+    fields = dict.fromkeys((_BIAS_FIELDS[part] for part in sorted(set(lost.values()))), True)
+    if lost and all(hasattr(config, field) for field in fields):
+        logger.info("%s holds %d biases that its metadata do not tell of: loaded with %s", file.name, len(lost), fields)
+        hf = again(**fields)
+        lost = _lost_biases(hf, file)
+    if lost:
+        raise ValueError(
+            f"{file.name} holds {len(lost)} biases that {type(hf).__name__} has no room for, "
+            f"{', '.join(list(lost)[:3])}{', …' if len(lost) > 3 else ''}: load the checkpoint that it was made from"
+        )
+    return hf
+
+
+def _lost_biases(hf: PreTrainedModel, file: Path) -> dict[str, str]:
+    """Biases in a GGUF file, other than zero, that the model has no parameter for: name to part of the block."""
     from gguf import MODEL_ARCH_NAMES, GGUFReader, get_tensor_name_map
 
-    reader, config = GGUFReader(file), hf.config.get_text_config()
-    field = reader.fields["general.architecture"]
+    reader, layers = GGUFReader(file), hf.config.get_text_config().num_hidden_layers
     known = {name: key for key, name in MODEL_ARCH_NAMES.items()}
-    names = get_tensor_name_map(known[field.contents()], config.num_hidden_layers)
+    names = get_tensor_name_map(known[reader.fields["general.architecture"].contents()], layers)
     held = {names.get_name(name, (".bias",)) for name in hf.state_dict()}
-    found = {tensor.name: _GGUF_BIAS.fullmatch(tensor.name) for tensor in reader.tensors if tensor.data.any()}
-    lost = {name: match["part"] for name, match in found.items() if match and name not in held}
-    if not lost:
-        return
-    fields = [_BIAS_FIELDS[part] for part in sorted(set(lost.values()))]
-    remedy = f"load_model(path, {', '.join(f'{field}=True' for field in fields)}) keeps them"
-    if not all(hasattr(config, field) for field in fields):
-        remedy = "load the checkpoint that it was made from"
-    raise ValueError(
-        f"{file.name} holds {len(lost)} biases that transformers drops from {type(hf).__name__}, "
-        f"{', '.join(list(lost)[:3])}{', …' if len(lost) > 3 else ''}: {remedy}"
-    )
+    biases = [(tensor, _GGUF_BIAS.fullmatch(tensor.name)) for tensor in reader.tensors if tensor.name not in held]
+    return {tensor.name: match["part"] for tensor, match in biases if match and tensor.data.any()}
 
 
 def _explained(error: OSError, name: str) -> OSError:

@@ -645,8 +645,10 @@ class _Trainer:
         config = {**self.plan.description(), **known}
         self.edit.requires_grad_(False).to("cpu")
         self.peak = self.memory.read()
-        if status == "finished" and self.edit.log_alphas():
-            self._measure_convergence()
+        if status == "finished":
+            self._warn_if_blown_up()
+            if self.edit.log_alphas():
+                self._measure_convergence()
         _files.write_jsonl(self.folder / "metrics.jsonl", self.rows)
         _files.write_json(self.folder / "timing.json", self._timing(seconds))
         write_run(self.folder, config, self.edit, self.history)
@@ -694,6 +696,16 @@ class _Trainer:
             return AnswerTargets()
         with attach(self.plan.teacher, self.model, self.plan.backend):
             return TeacherTargets(self.model, self.plan.train, self.plan.validation)
+
+    def _warn_if_blown_up(self) -> None:
+        rows = [row for row in self.rows if "ce" in row]
+        if found := convergence.blown_up([row["ce"] for row in rows]):
+            place, height = found
+            logger.warning(
+                "%s: the training loss rose to %.1f nats about step %d, from %.1f at first: lr=%g may be too high; "
+                "which gates stay open after such a rise says little",
+                self.plan.task.name, height, rows[place]["step"], rows[0]["ce"], self.settings.lr,
+            )  # fmt: skip
 
     def _measure_convergence(self) -> None:
         """``convergence.json``: whether the gates of the edit that was kept have decided."""

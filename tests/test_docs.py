@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
 from pathlib import Path
 
@@ -24,3 +26,32 @@ def test_every_guide_is_in_the_table_of_contents() -> None:
     pages = [path.relative_to(ROOT / "docs").with_suffix("") for path in (ROOT / "docs").rglob("*.md")]
     listed = [page for page in pages if re.search(rf"^(.*<)?{re.escape(str(page))}>?$", contents, re.MULTILINE)]
     assert set(pages) - set(listed) == {Path("index")}
+
+
+CODE = [
+    pytest.param(code, id=f"{path.relative_to(ROOT)}-{place}")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+    for place, code in enumerate(re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.S))
+]
+
+
+@pytest.mark.parametrize("code", CODE)
+def test_code_that_is_shown_parses_and_names_what_there_is(code: str) -> None:
+    modules = {"ji": ji}
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jola_interp"):
+            module = importlib.import_module(str(node.module))
+            modules |= {name.asname or name.name: getattr(module, name.name) for name in node.names}
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Attribute) and isinstance(root := dotted(node), list) and root[0] in modules:
+            found = modules[root[0]]
+            for name in root[1:]:
+                found = getattr(found, name)
+
+
+def dotted(node: ast.expr) -> list[str] | None:
+    """ "ji.plots.heads" as its parts; None for anything but names."""
+    if isinstance(node, ast.Name):
+        return [node.id]
+    inner = dotted(node.value) if isinstance(node, ast.Attribute) else None
+    return [*inner, node.attr] if inner and isinstance(node, ast.Attribute) else None

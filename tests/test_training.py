@@ -19,6 +19,7 @@ import jola_interp as ji
 from jola_interp import checkpoint, objective, training
 from jola_interp.backends import BackendName
 from jola_interp.callbacks import Callback, LiveMap, TrainingState
+from jola_interp.convergence import blown_up
 from jola_interp.edits.base import Edit, HeadShape
 from jola_interp.models import Model
 from jola_interp.runs import Run
@@ -180,6 +181,31 @@ def test_accumulated_micro_batches_equal_one_large_batch(make_model: MakeModel, 
     assert whole.metrics.ce.dropna().tolist() == pytest.approx(parts.metrics.ce.dropna().tolist(), rel=1e-5)
     for name, tensor in whole.edit.tensors().items():
         torch.testing.assert_close(tensor, parts.edit.tensors()[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("found", [None, (2, 12.3)])
+def test_a_training_that_blows_up_says_so(
+    make_model: MakeModel,
+    toy_task: Task,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    found: tuple[int, float] | None,
+) -> None:
+    said: list[str] = []
+    seen: list[list[float]] = []
+    monkeypatch.setattr(training.logger, "warning", lambda text, *values: said.append(text % values))
+    monkeypatch.setattr(training.convergence, "blown_up", lambda losses: seen.append(losses) or found)
+    run = fit(make_model(), toy_task, "attention", out=tmp_path / "run", evaluate=False, **SMALL)
+    assert seen == [run.metrics["ce"].dropna().tolist()]
+    told = [text for text in said if "training loss rose to 12.3 nats about step 3" in text]
+    assert bool(told) is (found is not None)
+
+
+def test_the_highest_mean_of_five_losses_is_held_against_the_first_five() -> None:
+    calm = [0.8, 2.9, 1.0, 2.9, 1.0, 2.9, 1.0]  # an easy batch comes first
+    assert blown_up(calm) is None
+    assert blown_up([*calm, *[4.4] * 5, 1.0]) == (9, pytest.approx(4.4))
+    assert blown_up([1.0, 9.0, 9.0]) is None  # too few to tell
 
 
 def test_not_finite_loss_stops_with_step_and_rows_and_keeps_the_last_good_state(

@@ -188,8 +188,20 @@ def _loading(run: Run, kind: str, repo: str, revision: str | None) -> str:
     note = ""
     if kind != "fold" and base == "smollm2-135m":
         note = "\n\n`smollm2-135m` is jola_interp's packaged model: `ji.load_model` finds it, transformers does not."
-    found = [f"{title}:\n\n```python\n{_lines(code)}\n```" for title, code in _ways(kind, repo, at).items()]
+    ways = _ways(kind, repo, at)
+    if kind == "run" and not _has_weights(run):
+        ways = dict(list(ways.items())[:1])  # as an edit alone
+    found = [f"{title}:\n\n```python\n{_lines(code)}\n```" for title, code in ways.items()]
     return "\n\n".join(found) + note
+
+
+def _has_weights(run: Run) -> bool:
+    """Whether the edit can be written as weights; what one architecture cannot carry, the export says."""
+    try:
+        affine(run.edit)
+    except ValueError:
+        return False
+    return True
 
 
 def _ways(kind: str, repo: str, at: str) -> dict[str, list[str]]:

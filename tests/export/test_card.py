@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from jola_interp import export, hub
-from jola_interp.edits import LoRA
+from jola_interp.edits import JoLA, LoRA
 from jola_interp.export.affine import affine
 from jola_interp.export.card import heads_by_kind, model_card
 from jola_interp.models import Model
@@ -50,6 +50,13 @@ def test_what_loads_the_base_model_names_its_revision(tmp_path: Path) -> None:
         loads = [line for block in lines for line in block.splitlines() if '("some/model"' in line]
         assert loads and all('"some/model", revision="abc"' in line for line in loads), kind
         assert "revision" not in model_card(run, kind).split("How to load")[1]
+
+
+def test_an_edit_that_is_no_weights_is_not_said_to_become_some(make_model: MakeModel, run_of: RunOf) -> None:
+    model = make_model()
+    edit = JoLA(model.head_shape, scope="prompt").initialise(torch.Generator().manual_seed(0))
+    card = model_card(run_of(model, edit), "run")
+    assert "ji.Run.from_pretrained" in card and "export." not in card
 
 
 def test_a_lora_that_was_trained_says_where_it_is(make_model: MakeModel, run_of: RunOf, tmp_path: Path) -> None:
