@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -249,11 +249,22 @@ class Model:
         kept = {k: v for k, v in sorted(fields.items()) if k not in _VOLATILE}
         digest = hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode())
         for layer in (0, self.head_shape.layers - 1):
-            weight = getattr(self.o_proj(layer), "weight", None)
-            if weight is not None and not weight.is_meta and weight.is_floating_point():
-                rounded = weight.detach().to("cpu", torch.bfloat16).contiguous()
-                digest.update(rounded.view(torch.int16).numpy().tobytes())
+            module = self.o_proj(layer)
+            with _in_memory(module):
+                weight = getattr(module, "weight", None)
+                if weight is not None and not weight.is_meta and weight.is_floating_point():
+                    rounded = weight.detach().to("cpu", torch.bfloat16).contiguous()
+                    digest.update(rounded.view(torch.int16).numpy().tobytes())
         return digest.hexdigest()
+
+
+def _in_memory(module: nn.Module) -> AbstractContextManager[None]:
+    """Inside, a module's own weights are there, where accelerate keeps them elsewhere (``device_map``)."""
+    if not hasattr(module, "_hf_hook"):
+        return nullcontext()
+    from accelerate.utils import align_module_device
+
+    return cast("AbstractContextManager[None]", align_module_device(module))
 
 
 def load_model(
@@ -281,7 +292,7 @@ def load_model(
     Raises:
         FileNotFoundError: a path that does not exist, or packaged weights that are not installed.
         ValueError: an unknown dtype, a model without the attention geometry that edits need, or a .gguf file with
-            biases that would be lost (``attention_bias=True`` keeps them).
+            biases that its class has no room for.
         OSError: the Hub's error for a gated or missing repository, with what to do.
     """
     given = name_or_path_or_hf_model

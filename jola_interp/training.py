@@ -162,6 +162,16 @@ def _require_one_process() -> None:
         )
 
 
+def _require_gradients(model: Model) -> None:
+    """bitsandbytes has no backward pass through 4-bit weights on a CPU, where PyTorch goes on with wrong gradients."""
+    for name, module in model.hf.named_modules():
+        if type(module).__name__ == "Linear4bit" and module.weight.device.type == "cpu":
+            raise ValueError(
+                f"{model.name}: {name} holds 4-bit weights on the CPU, through which bitsandbytes gives no gradients: "
+                "train on a GPU, or load it in 8 bits; applying a trained edit works"
+            )
+
+
 def _score(run: Run, task: Task, model: Model) -> None:
     try:
         evaluate(run, task, model)
@@ -239,6 +249,7 @@ class _Plan:
         self.before = dict(before or {})  # training fields that the method changed, as they were
         BACKENDS[backend].ready(model)
         require_unedited(model, "fit")
+        _require_gradients(model)
         self.train = self._encode(task.train)
         self.validation = self._encode(task.validation)
         # What cannot be encoded should be known now, not after training.
