@@ -12,6 +12,7 @@ from plotly.offline import get_plotlyjs
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 EXECUTED, NOTEBOOKS = ROOT / "build" / "notebooks", ROOT / "notebooks"
 FIGURE = "application/vnd.plotly.v1+json"
+WIDGET = "application/vnd.jupyter.widget-view+json"
 SCRIPT = "plotly.min.js"
 
 
@@ -28,6 +29,7 @@ def bring(pages: pathlib.Path, static: pathlib.Path) -> None:
         figures = [data for data in _outputs(notebook) if FIGURE in data]
         for place, data in enumerate(figures):
             data["text/html"] = _drawn(data.pop(FIGURE), first=place == 0)
+        _without_widgets(notebook)
         (pages / path.name).write_text(json.dumps(notebook), encoding="utf-8")
     (static / SCRIPT).write_text(get_plotlyjs(), encoding="utf-8")
 
@@ -44,6 +46,13 @@ def _outputs(notebook: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for cell in notebook["cells"]:
         for output in cell.get("outputs", ()):
             yield output.get("data", {})
+
+
+def _without_widgets(notebook: dict[str, Any]) -> None:
+    """Progress bars and the like as text: drawing them would fetch scripts, which keep plotly.js from being found."""
+    notebook["metadata"].pop("widgets", None)
+    for data in _outputs(notebook):
+        data.pop(WIDGET, None)
 
 
 def _drawn(figure: dict[str, Any], first: bool) -> str:
