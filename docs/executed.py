@@ -49,10 +49,11 @@ def _outputs(notebook: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _without_widgets(notebook: dict[str, Any]) -> None:
-    """Progress bars and the like as text: drawing them would fetch scripts, which keep plotly.js from being found."""
+    """No progress bars and the like: what draws them is fetched from elsewhere, and keeps plotly.js from being found."""
     notebook["metadata"].pop("widgets", None)
-    for data in _outputs(notebook):
-        data.pop(WIDGET, None)
+    for cell in notebook["cells"]:
+        if "outputs" in cell:
+            cell["outputs"] = [output for output in cell["outputs"] if WIDGET not in output.get("data", {})]
 
 
 def _drawn(figure: dict[str, Any], first: bool) -> str:
