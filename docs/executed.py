@@ -49,7 +49,7 @@ def _outputs(notebook: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _without_widgets(notebook: dict[str, Any]) -> None:
-    """No progress bars and the like: what draws them is fetched from elsewhere, and keeps plotly.js from being found."""
+    """No progress bars and the like: what draws them is fetched from elsewhere and hides plotly.js from the page."""
     notebook["metadata"].pop("widgets", None)
     for cell in notebook["cells"]:
         if "outputs" in cell:
