@@ -81,8 +81,8 @@ def told(name: str, config: dict[str, Any]) -> str:
     sizes = " + ".join(str(task["sizes"][split]) for split in ("train", "validation", "test"))
     return (
         f"{model['name']} ({model['dtype']}) on {task['name']}, {sizes} rows, preset `{config['preset']}` with vectors "
-        f"at {train['lr']:g}, {config['progress']['steps']} steps of {train['batch_size']} rows, seed {train['seed']}, data seed "
-        f'{task["seed"]}; `make runs ARGS="--only {name}"`'
+        f"at {train['lr']:g}, {config['progress']['steps']} steps of {train['batch_size']} rows, seed {train['seed']}, "
+        f'data seed {task["seed"]}; `make runs ARGS="--only {name}"`'
     )
 
 
