@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 KEPT, STATUS = "kept", "status"
 _CELL, _SMALLEST = (26, 14), 260
 """Pixels: a cell of the map, and the least size of it."""
-_BUTTONS = ("zoom", "pan", "select", "lasso", "zoomIn", "zoomOut", "autoScale", "resetScale", "toImage")
+_BUTTONS = ("zoom", "pan", "select", "lasso", "zoomIn", "zoomOut", "autoScale", "resetScale", "toImage", style.SHARE)
 _LOOK: dict[str, Any] = {
     "template": "none",
     "title": {"font": {"size": 14}, "x": 0.02, "xanchor": "left"},

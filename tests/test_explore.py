@@ -58,6 +58,11 @@ def test_a_click_chooses_the_head_and_shows_its_path(run: Run) -> None:
     assert "status" not in explorer.facts.value and "P(open)" in explorer.facts.value
 
 
+def test_no_button_sends_a_figure_away(run: Run) -> None:
+    explorer = ji.explore(run)
+    assert all("sendChartToCloud" in figure.layout.modebar.remove for figure in (explorer.map, explorer.path))
+
+
 def test_a_click_beside_the_editable_heads_changes_nothing(tmp_path: Path) -> None:
     explorer = ji.explore(make_run(tmp_path, only={"layers": [1]}))
 

@@ -42,6 +42,7 @@ def lay_out(
         template="none",
         font=FONT,
         paper_bgcolor="white",
+        modebar={"remove": [style.SHARE]},
         width=round(LEFT + width + right),
         height=round(TOP + height + bottom),
         margin={"l": LEFT, "r": right, "t": TOP, "b": bottom, "autoexpand": False},

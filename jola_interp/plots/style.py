@@ -26,6 +26,8 @@ NO_UNIT = "rgba(128,128,128,0.1)"
 """Behind cells: what shows where a unit is not editable, on white and on black."""
 GREY, INK = "#8C8C8C", "#222222"
 SCALES = {"probability": "cividis", "magnitude": "viridis"}
+SHARE = "sendChartToCloud"
+"""plotly's button that sends a figure and its data to a server: figures of this package stay on the machine."""
 HATCHED = "undecided gate"
 WIDTHS = (3.25, 6.75)
 """One and two columns of a page, in inches."""

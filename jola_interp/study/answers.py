@@ -6,6 +6,7 @@ and the tables of transfer. With it and the cells' summaries a study can be read
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -148,13 +149,17 @@ def keep_table(study: Readable, name: str, frame: pd.DataFrame) -> pd.DataFrame:
 def keep_small(study: Readable, place: Path) -> Path:
     """Copy what a study can be read and drawn from: its description, summaries and answers; no Run.
 
-    An earlier copy there is replaced; what else lies beside it, such as figures, stays.
+    The questions are put first, so that what their answers need is there. An earlier copy there is replaced; what else
+    lies beside it, such as figures, stays.
 
     Raises:
         FileExistsError: there is something else than small files of this study.
     """
     target = place.expanduser().resolve()
     _require_small(study, target)
+    if _has_runs(study):
+        with contextlib.suppress(ValueError):  # no gates, or several models: then what can be asked is kept
+            ask(study)
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:

@@ -47,6 +47,12 @@ def test_pyplot_is_left_alone(run: Run) -> None:
         assert sys.modules["matplotlib.pyplot"].get_fignums() == []
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_no_button_sends_a_figure_away(run: Run, name: str) -> None:
+    figure = getattr(plots, name)(run, renderer="plotly")
+    assert "sendChartToCloud" in figure.layout.modebar.remove  # else plotly 7 shows "Share chart…"
+
+
 def test_a_notebook_shows_the_figure_as_a_picture(run: Run) -> None:
     assert plots.loss(run, renderer="matplotlib", width=3.25)._repr_png_().startswith(b"\x89PNG")
 

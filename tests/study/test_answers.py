@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,13 @@ def test_answers_outlive_the_runs(asked: Study, tmp_path: Path) -> None:
         (tmp_path / "mine" / "notes.txt").write_text("mine")
         asked.keep(tmp_path / "mine")
     assert (tmp_path / "mine" / "notes.txt").read_text() == "mine"
+
+
+def test_a_study_that_nobody_asked_is_kept_with_its_answers(asked: Study, tmp_path: Path) -> None:
+    copy = shutil.copytree(asked.path, tmp_path / "study", ignore=shutil.ignore_patterns("answers"))
+    small = Study.load(Study.load(copy).keep(tmp_path / "small"))
+    assert small.ask().stability.to_frame().equals(asked.ask().stability.to_frame())
+    assert small.ask().cosines is not None
 
 
 def test_keeping_replaces_nothing_but_an_earlier_copy(tmp_path: Path) -> None:
