@@ -3,12 +3,14 @@
     python benchmarks/methods.py --grid --tasks ioi                              a built-in task, the default methods
     python benchmarks/methods.py --grid --source DIRECTORY --tasks gem/e2e_nlg   benchmarks from local files
     python benchmarks/methods.py … --methods jola lora random-heads:k=8,draw=1   these, options behind a colon
+    python benchmarks/methods.py … --methods jola-budget:k=8 random-heads:k=8,like=jola-budget-k8
+                                                     as many heads in each layer as that method chose in the same pair
     python benchmarks/methods.py … --dry-run                                     what would be done, and how long
 
 1. --grid: each method at the three learning rates of GRID, on one pair of seed and data draw. The one with the lowest
    cross-entropy on validation rows is taken; a best one at an end of its three says that the grid may have missed a
-   better one. What has no learning rate has no trials. Without --grid the rates of an earlier grid in --out are taken
-   (of the same task, or of that of --rates), or else the method's own.
+   better one. What has no learning rate has no trials, nor have variants of JoLA, which take its rate. Without --grid
+   the rates of an earlier grid in --out are taken (of the same task, or of that of --rates), or else the method's own.
 2. Each method with its rate over the pairs: seed and data draw 42, 43, … All its test rows are scored by likelihood;
    with --generate they are answered in writing, too. The first pair is that of the grid, whose Run is taken over.
 3. --tables: grid.csv, methods.csv and methods.md (see `analysis.compare_methods`).
@@ -34,7 +36,9 @@ import torch
 import yaml
 
 import jola_interp as ji
-from jola_interp.analysis.methods_table import MethodsTable, compare_methods
+from jola_interp.analysis.methods_table import DRAW, LIKE, MethodsTable, compare_methods
+from jola_interp.analysis.ranking import acting_units
+from jola_interp.edits.jola import JoLA
 from jola_interp.evaluation.tables import render
 
 FIRST_SEED = 42
@@ -76,6 +80,19 @@ GRID: dict[str, tuple[float, float, float]] = {
 """Three learning rates a method. Those of the papers are for thousands of steps: where one would hardly move anything
 in a hundred it is the lowest of the three (lora, bitfit, loreft) or left out (red: 5e-5, 2e-4). JoLA's are around its
 preset's, lofit's around its own."""
+AS_JOLA = (
+    "jola-lambda-constant",
+    "jola-lambda-linear",
+    "jola-lambda-cyclic",
+    "jola-lambda-performance",
+    "jola-lambda-exponential",
+    "jola-expected",
+    "jola-point",
+    "jola-hard",
+    "jola-slow-gates",
+    "jola-stop-on-loss",
+)
+"""JoLA but for one setting: with the rate that was chosen for it, so that nothing else differs."""
 FIELD = {"chg": "gate_lr"}
 """What the rate is of, where that is not ``lr``."""
 DEFAULT = (
@@ -157,21 +174,27 @@ class Subject:
     Attributes:
         label: of its folders.
         tuned: what it has its learning rate from: its label without the draw, so that draws share one.
+        like: label of the method whose Run of the same pair says how many heads to take in each layer.
     """
 
     label: str
     tuned: str
     method: ji.Method
+    like: str = ""
 
     @property
     def rates(self) -> tuple[dict[str, float], ...]:
         """The training fields of each trial."""
         name = self.method.name
-        if name in FREE:
+        if name in FREE + AS_JOLA:
             return ()
         if name not in GRID:
             raise SystemExit(f"--grid: no learning rates for {name}; GRID has: {', '.join(GRID)}")
         return tuple({FIELD.get(name, "lr"): rate} for rate in GRID[name])
+
+    def chosen(self, rates: dict[str, dict[str, float]]) -> dict[str, float]:
+        """Its training fields among those that a grid chose; none where it tried nothing."""
+        return rates.get("jola" if self.method.name in AS_JOLA else self.tuned, {})
 
 
 def read_method(text: str) -> Subject:
@@ -179,12 +202,27 @@ def read_method(text: str) -> Subject:
     name, _, given = text.partition(":")
     pairs = [part.partition("=") for part in given.split(",") if part]
     try:
-        found = ji.method(name, **{key: yaml.safe_load(value) for key, _, value in pairs})
+        found = ji.method(name, **{key: yaml.safe_load(value) for key, _, value in pairs if key != LIKE})
     except ValueError as error:
         raise SystemExit(f"--methods: {error}") from None
     parts = {key: f"{key}{value}" for key, _, value in pairs}
-    tuned = [part for key, part in parts.items() if key != "draw"]
-    return Subject("-".join([name, *parts.values()]), "-".join([name, *tuned]), found)
+    tuned = [part for key, part in parts.items() if key not in (DRAW, LIKE)]
+    like = {key: value for key, _, value in pairs}.get(LIKE, "")
+    return Subject("-".join([name, *parts.values()]), "-".join([name, *tuned]), found, like)
+
+
+def with_counts(subject: Subject, runs: dict[str, ji.Run]) -> Subject:
+    """The same with as many heads in each layer as ``like`` chose; ``runs``: label to Run of this pair."""
+    if not subject.like:
+        return subject
+    if subject.like not in runs:
+        raise SystemExit(f"--methods: {subject.label} needs {subject.like} before it; there are {', '.join(runs)}")
+    edit = runs[subject.like].edit
+    if isinstance(edit, JoLA):
+        counts = [sum(at == layer for _, at, _ in acting_units(edit)) for layer in range(edit.shape.layers)]
+    else:
+        counts = edit.masks()["heads"].sum(dim=1).tolist()
+    return dataclasses.replace(subject, method=subject.method(like=counts))
 
 
 # -- Runs ----------------------------------------------------------------------------------------------------------
@@ -274,14 +312,16 @@ def main_runs(model: ji.Model, name: str, subjects: list[Subject], options: argp
     """Every method's Run, trained and scored, pair by pair."""
     rates = known_rates(name, options)
     for seed in range(FIRST_SEED, FIRST_SEED + options.pairs):
-        task = load(name, seed, options)
+        task, found = load(name, seed, options), dict[str, ji.Run]()
         for subject in subjects:
-            fields, out = rates.get(subject.tuned, {}), main_folder(name, subject, seed, options)
+            subject = with_counts(subject, found)
+            fields, out = subject.chosen(rates), main_folder(name, subject, seed, options)
             if seed == FIRST_SEED and fields and not options.rates:
                 take_over(trial_folder(name, subject, fields, options), out)
             run = train(model, task, subject, fields, out, seed, options)
             score(run, task, model, options)
             say(f"{name} {out.name} {run.summary()}")
+            found[subject.label] = run
             yield run
 
 
@@ -362,7 +402,7 @@ def planned(name: str, subjects: list[Subject], options: argparse.Namespace) -> 
             yield row_of(name, "grid", subject, fields, out, options.max_steps)
     for seed in range(FIRST_SEED, FIRST_SEED + options.pairs):
         for subject in subjects:
-            fields = rates.get(subject.tuned, {})
+            fields = subject.chosen(rates)
             out = main_folder(name, subject, seed, options)
             row = row_of(name, "main", subject, fields, out, options.max_steps)
             if options.grid and subject.rates:

@@ -1,9 +1,10 @@
 """Draw every picture of this folder anew, and write README.md, which says what each is.
 
-make figures                       from the Runs in figures/runs, and the demo's in runs/demo (trained if not there)
-make figures ARGS="--only ioi"     one Run's
+make figures                               from the Runs in figures/runs, the studies in figures/studies, and the
+                                           demo's Run in runs/demo (trained if not there)
+make figures ARGS="--only ioi studies/heads"   only these
 
-No model is needed but for the demo: the Runs' tables hold all that is drawn. `make runs` trains the Runs anew.
+No model is needed but for the demo: the tables hold all that is drawn. `make runs` trains the Runs anew.
 """
 
 from __future__ import annotations
@@ -14,30 +15,46 @@ from typing import Any
 
 import jola_interp as ji
 from jola_interp.cli import demo_run
+from jola_interp.report.studies import figures_of
+from jola_interp.study.answers import Answers
 
 HERE = Path(__file__).resolve().parent
-RUNS, DEMO = HERE / "runs", HERE.parent / "runs" / "demo"
+RUNS, STUDIES, DEMO = HERE / "runs", "studies", HERE.parent / "runs" / "demo"
 OF_THE_DEMO = ("heads", "gate_snapshots", "gate_trajectories", "loss")
 HEAD = """# Figures
 
 All of it is made by `make figures` (this file too). `heads.png` and the other three beside it are of the Run that
 `make demo` leaves in `runs/demo`, which the command trains first where it is not there; the folders are of the Runs in
 `runs/`: configuration, edit, gates, losses, evidence and measured tables, no text of a benchmark. `make runs`
-(`figures/train.py`) trains those anew.
+(`figures/train.py`) trains those anew. The folders of `studies/` hold what the pictures in them are drawn from:
+`study.yaml`, a summary of each cell, and the gates, cosines and tables of transfer in `answers/`.
 """
+AGAIN = """It was made by the following (hours; it goes on where it was stopped), with the benchmarks as
+<suite>/<task> files in a directory `{source}`:
+
+    jola-interp study new runs/{name} --from figures/studies/{name}/study.yaml
+    jola-interp study run runs/{name} --threads 2
+    jola-interp study transfer runs/{name} --rows 50
+    jola-interp study transfer runs/{name} --retrain ioi --retrain gem/e2e_nlg --steps 50 --random 4
+    jola-interp study keep runs/{name} figures/studies/{name}"""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = sorted(path.name for path in RUNS.glob("*") if path.is_dir())
-    parser.add_argument("--only", nargs="+", choices=["demo", *names], default=["demo", *names])
+    runs = sorted(path.name for path in RUNS.glob("*") if path.is_dir())
+    studies = sorted(f"{STUDIES}/{file.parent.name}" for file in (HERE / STUDIES).glob("*/study.yaml"))
+    known = ["demo", *runs, *studies]
+    parser.add_argument("--only", nargs="+", choices=known, default=known)
     only = parser.parse_args().only
     if "demo" in only:
         draw_demo()
-    for name in names:
+    for name in runs:
         if name in only:
             draw_run(name)
-    (HERE / "README.md").write_text(manifest(names), encoding="utf-8")
+    for name in studies:
+        if name in only:
+            draw_study(name)
+    (HERE / "README.md").write_text(manifest(runs, studies), encoding="utf-8")
 
 
 def draw_demo() -> None:
@@ -57,16 +74,49 @@ def draw_run(name: str) -> None:
         ji.plots.save(figure, folder / f"{entry.name}.png", dpi=110)
 
 
-def manifest(names: list[str]) -> str:
+def draw_study(name: str) -> None:
+    """All that a study can be asked, as pictures and tables; older ones are removed."""
+    study, folder = ji.Study.load(HERE / name), HERE / name
+    for file in [*folder.glob("*.png"), *folder.glob("*.csv")]:
+        file.unlink()
+    found, frame = study.ask(), study.frame()
+    for picture, _, figure, _ in figures_of(found, frame, renderer="matplotlib"):
+        ji.plots.save(figure, folder / f"{picture}.png", dpi=110)
+    frame.to_csv(folder / "cells.csv", index=False)
+    for table, rows in tables(found).items():
+        rows.to_csv(folder / f"{table}.csv", index=False)
+
+
+def tables(found: Answers) -> dict[str, Any]:
+    made = {
+        "overlaps": found.overlaps.to_frame(),
+        "overlap_summary": found.overlaps.summary_frame(),
+        "stability": found.stability.to_frame(),
+        "frequency": found.stability.frequency_frame(),
+    }
+    if found.shared is not None:
+        made |= {"shared_heads": found.shared.to_frame(), "shared_counts": found.shared.counts_frame()}
+    if found.cosines is not None:
+        made["offset_cosines"] = found.cosines.to_frame()
+    for name, one in (("transfer", found.transfer), ("heads", found.heads)):
+        if one is not None:
+            made[name] = one.to_frame()
+    return made
+
+
+# -- what each is ------------------------------------------------------------------------------------------------------
+
+
+def manifest(runs: list[str], studies: list[str]) -> str:
     """What each picture is, of what, and what to see in it."""
     see = {entry.name: entry.see for entry in ji.plots.GALLERY}
     demo = [f"| `{name}.png` | {see[name]} |" for name in OF_THE_DEMO]
     parts = [HEAD, section("The demo", "`make demo`", demo)]
-    for name in names:
+    for name in runs:
         run = ji.Run.load(RUNS / name)
         rows = [f"| `{file.name}` | {see[file.stem]} |" for file in pictures(name)]
         parts.append(section(f"{name}/", told(name, run.config), rows))
-    return "\n".join(parts)
+    return "\n".join([*parts, *map(study_section, studies)])
 
 
 def pictures(name: str) -> list[Path]:
@@ -84,6 +134,16 @@ def told(name: str, config: dict[str, Any]) -> str:
         f"at {train['lr']:g}, {config['progress']['steps']} steps of {train['batch_size']} rows, seed {train['seed']}, "
         f'data seed {task["seed"]}; `make runs ARGS="--only {name}"`'
     )
+
+
+def study_section(name: str) -> str:
+    study = ji.Study.load(HERE / name)
+    tasks, seeds, model = (sorted({getattr(cell, axis) for cell in study.cells}) for axis in ("task", "seed", "model"))
+    about = f"{len(study)} Runs of {', '.join(model)} on {', '.join(tasks)}; seeds {', '.join(map(str, seeds))}."
+    again = AGAIN.format(name=study.path.name, source=study.design.source)
+    drawn = figures_of(study.ask(), study.frame(), renderer="matplotlib")
+    rows = [f"| `{picture}.png` | {heading} ({see}) |" for picture, heading, _, see in drawn]
+    return section(f"{name}/", f"{about} {again}", rows)
 
 
 def section(title: str, about: str, rows: list[str]) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,12 @@ RUNS = {
 }
 """Name of a folder to its task."""
 LONG = ("web_nlg", "siqa")
-"""Where rows are long, or most heads selected: exact effects on 8 rows, and none of what is dearest."""
+"""Where rows are long, or most heads selected: dear tables on 8 rows, and none of the dearest parts of the card."""
 SLOWER = {"siqa": {"lr": 2e-2}}
 """Where the preset's learning rate of vectors (5e-2) makes the training blow up, as 3e-2 does."""
-FEWER = {"keep": 16, "alone": 16}
-"""Test rows of the dear tables; the others read as many as ji.analyse does."""
-DEAREST = {"keep", "alone", "leave_one_out", "audit"}
+FEWER, FEWEST = {"keep": 16, "alone": 16}, {"keep": 8, "alone": 8, "effects": 8}
+"""Test rows of the dear tables, and where rows are long; the others read as many as ji.analyse does."""
+DEAREST = {"leave_one_out", "audit"}
 ROWS = {"n_train": 200, "n_validation": 48, "n_test": 100}
 
 
@@ -48,23 +49,18 @@ def main() -> None:
         work = options.work / name
         task = load(name, options.source)
         run = train(model, task, work, **SLOWER.get(name, {}))
-        measure(run, task, model, *parts_of(name, options))
+        evidence = options.evidence or [part for part in CHEAP if name not in LONG or part not in DEAREST]
+        measure(run, task, model, evidence, options.parts or ji.analysis.PARTS, FEWEST if name in LONG else FEWER)
         keep(work, KEPT / name)
 
 
-def parts_of(name: str, options: argparse.Namespace) -> tuple[list[str], list[str]]:
-    """Parts of the card, and tables: those that were asked for, or all that the Run can afford."""
-    left_out = DEAREST if name in LONG else set()
-    evidence = options.evidence or [part for part in CHEAP if part not in left_out]
-    return evidence, options.parts or [part for part in ji.analysis.PARTS if part not in left_out]
-
-
-def measure(run: ji.Run, task: ji.Task, model: ji.Model, evidence: list[str], parts: list[str]) -> None:
-    """Card, tables and scores, as far as they are not there."""
-    few = FEWER | ({"effects": 8} if run.path.name in LONG else {})
+def measure(
+    run: ji.Run, task: ji.Task, model: ji.Model, evidence: Sequence[str], parts: Sequence[str], rows: dict[str, int]
+) -> None:
+    """Card, tables and scores, as far as they are not there; ``rows`` of the tables that are dear."""
     ji.evidence_card(run, task, model, evidence)
     for part in parts:
-        ji.analyse(run, task, model, part, rows=few.get(part))
+        ji.analyse(run, task, model, part, rows=rows.get(part))
     if not run.scores:
         ji.evaluate(run, task, model)
 

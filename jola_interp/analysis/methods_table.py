@@ -39,8 +39,8 @@ Over = Literal["pairs", "rows"]
 PairOf = tuple[int, int | None]
 """(seed of the training, seed of the data draw; None of rows at hand)."""
 ROUNDING = 1e-9
-SIZE, DRAW = "k", "draw"
-"""Options that say how many heads, and which draw of them."""
+SIZE, DRAW, LIKE = "k", "draw", "like"
+"""Options that say how many heads, which draw of them, and how many in each layer."""
 _HOST = ("host", "platform", "torch", "threads")
 """What has to be the same for two times to be compared."""
 
@@ -327,13 +327,18 @@ def _by_method(runs: Sequence[Run]) -> dict[str, dict[PairOf, Run]]:
 
 def _labels(runs: Sequence[Run]) -> list[str]:
     """Each Run's method, with the options in which Runs of that name differ: "lofit k=64"."""
-    known = [_method_of(run) for run in runs]
+    known = [(name, _told(options)) for name, options in map(_method_of, runs)]
     labels = []
     for name, options in known:
         others = [given for other, given in known if other == name]
         differ = [key for key, value in options.items() if any(given.get(key, value) != value for given in others)]
         labels.append(" ".join([name, *(f"{key}={options[key]}" for key in differ)]))
     return labels
+
+
+def _told(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Counts per layer are those of another Run, and not the same in every pair: that they are given is the method."""
+    return {key: "layers" if key == LIKE and value is not None else value for key, value in options.items()}
 
 
 def _method_of(run: Run) -> tuple[str, dict[str, Any]]:

@@ -5,8 +5,9 @@
 of every pair of runs, averaged over the pairs of each two tasks. Chance: the offset of a head beside that of another
 head, cos(aᵢ[h], aⱼ[π(h)]), with one π for all pairs. That keeps how offsets of these trainings are spread over the
 components of z, of which random directions in R^d_head know nothing; the components of two heads have no more to do
-with each other than that. What neither knows: a head's own favoured directions, which any training may find. Runs with
-shuffled labels, where there are any, show those.
+with each other than that. What neither knows: a head's own favoured directions, which any training may find, and what
+a task's prompts and answers have in common whatever its labels say. Runs with shuffled labels, where there are any,
+show both: of other tasks the first, of the same task both.
 """
 
 from __future__ import annotations
@@ -20,8 +21,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jola_interp.analysis.chance import Estimate, reached
-from jola_interp.analysis.run_pairs import Cells, RunGroups, adjusted_cells, group_runs, named, questions
+from jola_interp.analysis.chance import Estimate, estimate, reached
+from jola_interp.analysis.run_pairs import (
+    Cells,
+    RunGroups,
+    adjusted_cells,
+    group_runs,
+    named,
+    questions,
+    with_own_shuffled,
+)
 from jola_interp.analysis.selections import Selections, one_kind, selections, vectors_of
 from jola_interp.runs import Run
 
@@ -53,6 +62,8 @@ class OffsetCosines:
             first two by the draws, of the last by exchanging tasks; intervals: jackknife over tasks.
         d_head: components of an offset: random directions have a cosine of 0 ± 1/sqrt(d_head).
         notes: what a reader must know.
+        shuffled: [task] mean over pairs of a task's runs with its runs with shuffled labels; None without such pairs.
+        content: over tasks, other seeds of one task less ``shuffled``.
     """
 
     groups: tuple[str, ...]
@@ -75,6 +86,8 @@ class OffsetCosines:
     difference: Estimate
     d_head: int
     notes: tuple[str, ...] = ()
+    shuffled: Float[np.ndarray, " task"] | None = None
+    content: Estimate | None = None
 
     def to_frame(self) -> pd.DataFrame:
         """One row per two groups: first, second, pairs, heads, value, low, high, chance, chance_low, chance_high, p,
@@ -99,10 +112,14 @@ class OffsetCosines:
     def sentence(self) -> str:
         """The answer in words."""
         within, between, apart = (f"{one} (p = {one.p:.2g})" for one in (self.within, self.between, self.difference))
-        return (
+        told = (
             f"Cosine of offsets at heads open in both: between seeds of a task {within}, between tasks {between}, "
             f"difference {apart}; of random directions 0 ± {1 / math.sqrt(self.d_head):.2f} a head."
         )
+        if self.shuffled is None or self.content is None:
+            return told
+        mean = np.nanmean(self.shuffled)
+        return f"{told} With the task's own rows under shuffled labels {mean:+.3f}, which is {self.content} less."
 
 
 def offset_cosines(
@@ -206,6 +223,7 @@ def _table(
     cells, known = groups.cells, np.isfinite(observed)
     value, (low, high) = cells.means(observed), cells.intervals(observed)
     p, asked = reached(value, null), questions(groups, observed, null, seed)
+    shuffled = with_own_shuffled(found, groups, observed)
     return OffsetCosines(
         groups=groups.names,
         tasks=groups.tasks,
@@ -227,7 +245,17 @@ def _table(
         difference=asked[2],
         d_head=d_head,
         notes=_notes(found, len(null), groups.together),
+        shuffled=shuffled if np.isfinite(shuffled).any() else None,
+        content=_content(np.diagonal(value)[: groups.tasks] - shuffled),
     )
+
+
+def _content(less: Float[np.ndarray, " task"]) -> Estimate | None:
+    """Mean over the tasks that have both, and its interval over them."""
+    known = less[np.isfinite(less)]
+    if not len(known):
+        return None
+    return estimate(known.mean(), np.array([np.delete(known, i).mean() for i in range(len(known)) if len(known) > 1]))
 
 
 def _over_draws(

@@ -114,6 +114,19 @@ def group_runs(found: Selections) -> RunGroups:
     return RunGroups(tuple(names), tuple(members), tasks, tuple(int(one) for one in seeds), together, cells)
 
 
+def with_own_shuffled(found: Selections, groups: RunGroups, values: Float[np.ndarray, "run run"]) -> np.ndarray:
+    """[task] mean over the pairs of a run with a run on the same task's shuffled labels; NaN where there is none."""
+    tasks = np.array([one.task for one in found.origins], dtype=object)
+    shuffled = np.array([one.labels == SHUFFLED for one in found.origins])
+    known = (groups.cells.pairs > 0) & np.isfinite(values)
+    means = []
+    for name in groups.names[: groups.tasks]:
+        mine = tasks == name
+        pairs = known & np.outer(mine & ~shuffled, mine & shuffled)
+        means.append(values[pairs].mean() if pairs.any() else np.nan)
+    return np.array(means)
+
+
 def named(found: Selections, place: int) -> str:
     """A run as tables call it."""
     one = found.origins[place]

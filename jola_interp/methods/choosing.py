@@ -273,7 +273,7 @@ def _gates(model: Model) -> Edit:
 
 
 CHOOSING = (
-    chosen("random-heads", "JoLA (arXiv 2502.01179) Fig. 6: K heads at random", random_heads, draw=0),
+    chosen("random-heads", "JoLA (arXiv 2502.01179) Fig. 6: K heads at random", random_heads, draw=0, like=None),
     chosen("norm-heads", "K heads by ‖A‖₂ of step 1 of LoFiT (arXiv 2406.01563)", norm_heads),
     chosen("effective-heads", "K heads by effective size of an edit of all heads, without gates", effective_heads),
     chosen("gradient-heads", "K heads by |Σ z · ∂CE/∂z|, after Michel et al. (arXiv 1905.10650)", gradient_heads),

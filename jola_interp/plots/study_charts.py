@@ -170,6 +170,10 @@ def cosine_chart(table: OffsetCosines) -> Chart:
     names = tuple(f"{pairs} pairs of runs, {_count(heads)} heads"
                   for pairs, heads in zip(np.diag(table.pairs), np.diag(table.heads), strict=True))  # fmt: skip
     series = [_points(SAME, own, places - 0.2, style.BLUE, names)]
+    if table.shuffled is not None:
+        series.append(
+            _points("the task under shuffled labels", [table.shuffled], places[: table.tasks], style.PURPLE, ())
+        )
     at = [(i, j) for i in range(len(rows)) for j in range(len(rows)) if i != j]
     if at:
         values = [[table.value[i, j] for i, j in at]]

@@ -327,3 +327,16 @@ def test_curves_pool_pairs_and_draws_and_rise_in_heads(tmp_path: Path) -> None:
     assert curves["random-heads"].low[1] == min(gains) and curves["random-heads"].high[1] == max(gains)
     with pytest.raises(ValueError, match="score must be one of nll; got 'bleu'"):
         head_curves(table, "bleu")
+
+
+def test_draws_like_a_choice_are_one_method_though_their_counts_differ_by_pair(tmp_path: Path) -> None:
+    """What is given is what another Run of the pair chose: no two pairs have the same counts per layer."""
+    runs = runs_of(tmp_path, "jola", 0.5, PAIRS[:2])
+    made = {"gates": "none", "only": {"heads": ["L0H0"]}}
+    for pair, like in zip(PAIRS[:2], ([1, 0, 0], [0, 1, 0]), strict=True):
+        runs += runs_of(tmp_path, "random-heads", 0.1, [pair], options={"k": 1, "like": like}, **made)
+    runs += runs_of(tmp_path, "random-heads", 0.2, PAIRS[:2], options={"k": 1, "like": None}, **made)
+    table = compare_methods(runs)
+    assert list(table.methods) == ["jola", "random-heads like=layers", "random-heads like=None"]
+    assert len(table.standing("random-heads like=layers").gain.by_pair) == 2
+    assert [curve.way for curve in head_curves(table)] == list(table.methods)

@@ -74,6 +74,30 @@ def test_what_tasks_share_and_have_of_their_own_is_told_apart(tmp_path: Path) ->
     assert len(frame) == 6 and len(found.runs_frame()) == 36 and set(frame["pairs"]) == {3, 6}
 
 
+def test_a_task_under_shuffled_labels_shows_what_its_labels_add(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator, told, opened = np.random.default_rng(0), {}, {}
+    for task in range(6):
+        prompts, content = generator.normal(size=(2, 3, 6, 4))
+        for labels, seed in (("real", 0), ("real", 1), ("shuffled", 0), ("shuffled", 1)):
+            offsets = prompts + (labels == "real") * content + 0.1 * generator.normal(size=(3, 6, 4))
+            run = with_offsets(tmp_path / labels, f"t{task}", seed, offsets)
+            told[run], opened[str(run.path)] = {"labels": labels}, run
+    monkeypatch.setattr(module, "_load", opened.__getitem__)  # what is on disk has other offsets
+    found = offset_cosines(selections(told), draws=5)
+    assert found.shuffled is not None and found.content is not None
+    names = ("t0, seed 0, data 42", "t0 (labels shuffled), seed 1, data 42")
+    first, second = map(found.names.index, names)
+    assert found.shuffled.shape == (6,) and 0.5 < found.shuffled[0] < 0.9 < found.value[0, 0]
+    assert found.shuffled[0] == pytest.approx(found.pair_value[first, second], abs=0.1)
+    assert found.content.low > 0 and found.content.n == 6
+    assert found.content.value == pytest.approx(np.mean(np.diag(found.value)[:6] - found.shuffled))
+    assert "under shuffled labels" in found.sentence()
+    plain = offset_cosines([run for run, labels in told.items() if labels["labels"] == "real"], draws=5)
+    assert plain.shuffled is None and plain.content is None and "shuffled" not in plain.sentence()
+
+
 def test_p_is_uniform_for_unrelated_offsets(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     runs = [with_offsets(tmp_path, f"t{i}", i, generator.normal(size=(3, 4, 4))) for i in range(14)]
