@@ -35,7 +35,7 @@ AGAIN = """It was made by the following (hours; it goes on where it was stopped)
     jola-interp study new runs/{name} --from figures/studies/{name}/study.yaml
     jola-interp study run runs/{name} --threads 2
     jola-interp study transfer runs/{name} --rows 50
-    jola-interp study transfer runs/{name} --retrain ioi --retrain gem/e2e_nlg --steps 50 --random 4
+    jola-interp study transfer runs/{name} --retrain ioi --retrain gem/e2e_nlg --steps 50 --random 2
     jola-interp study keep runs/{name} figures/studies/{name}"""
 
 

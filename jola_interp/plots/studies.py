@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -306,4 +307,4 @@ def _kind_notes(table: SharedHeads) -> tuple[str, ...]:
 
 
 def _number(value: float) -> str:
-    return "" if np.isnan(value) else f"{value:+.2f}".replace("-", "−").replace("0.", ".", 1)
+    return "" if np.isnan(value) else re.sub(r"^([+−])0\.", r"\1.", f"{value:+.2f}".replace("-", "−"))

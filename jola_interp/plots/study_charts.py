@@ -210,12 +210,12 @@ def transfer_chart(table: Transfer) -> Chart:
     )
     panel = Panel(
         (points,),
-        x_label=f"overlap of heads ({table.overlap_name})",
+        x_label=table.overlap_name,
         y_label="gain on the target (share of its own edit's)",
         rules=(Rule("y", 0.0, "solid"), Rule("y", 1.0)),
     )
     notes = (*table.notes, "Points share tasks: they are not so many findings.")
-    return Chart(((panel,),), "Do tasks that share heads share what they learn?", notes)
+    return Chart(((panel,),), "Does what two tasks share say what carries over?", notes)
 
 
 def curves_chart(table: StudyCurves, x_label: str = "", y_label: str = "", x_log: bool = False) -> Chart:

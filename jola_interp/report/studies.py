@@ -64,9 +64,13 @@ def in_words(found: Answers) -> list[str]:
     said += _stable(found.stability)
     said += [] if found.shared is None else _shared(found.shared)
     said += [] if found.cosines is None else [found.cosines.sentence()]
-    for what, one in (("Edits carried over", found.transfer), ("Heads trained anew", found.heads)):
+    for what, one in (
+        ("Edits carried over", found.transfer),
+        ("Edits carried over", found.carried),
+        ("Heads trained anew", found.heads),
+    ):
         if one is not None and one.mantel is not None:
-            said.append(f"{what}, against overlap of heads: {one.mantel.sentence()}")
+            said.append(f"{what}, against {one.overlap_name}: {one.mantel.sentence()}")
     if found.random_heads:
         shares = "; ".join(f"{task} {gain:.2f}" for task, gain in found.random_heads.items())
         said.append(
@@ -138,6 +142,9 @@ def _transfers(found: Answers, **how: Any) -> Iterator[tuple[str, str, Any, str]
         if one.mantel is not None:
             against = plots.transfer_against_overlap(one, **how)
             yield f"{name}-overlap", f"{heading}: against overlap", against, "does sharing heads say what carries over?"
+    if found.carried is not None and found.carried.mantel is not None:
+        against = plots.transfer_against_overlap(found.carried, **how)
+        yield "transfer-offsets", "A task's edit on another: against its offsets", against, "and does their direction?"
 
 
 def _curves(frame: pd.DataFrame, labels: Mapping[str, Any], **how: Any) -> Iterator[tuple[str, str, Any, str]]:

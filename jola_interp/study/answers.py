@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from jola_interp import selection
 from jola_interp._log import logger
 from jola_interp.analysis.offset_cosines import OffsetCosines, offset_cosines
@@ -53,7 +55,8 @@ class Answers:
         stability: over seeds.
         shared: core heads, specialists, heads that are never selected; None with one task.
         cosines: of offsets; None where nothing adds, or no two cells share a head.
-        transfer: of edits; None where it was not measured.
+        transfer: of edits, against the overlap of the tasks' heads; None where it was not measured.
+        carried: the same, against the cosines of the tasks' offsets; None without these.
         heads: of heads that were trained anew on other tasks; None likewise.
         random_heads: target to the relative gain of random heads trained there, with as many in every layer.
     """
@@ -64,6 +67,7 @@ class Answers:
     shared: SharedHeads | None
     cosines: OffsetCosines | None
     transfer: Transfer | None
+    carried: Transfer | None
     heads: Transfer | None
     random_heads: Mapping[str, float]
 
@@ -116,15 +120,19 @@ def ask(study: Readable, rule: str = selection.DEFAULT_RULE, **labels: Any) -> A
     found = every.select(**labels) if labels else every
     sizes = found.sets().sum((1, 2))
     equal = f"top={max(1, round(float(sizes.mean())))}:p_open"
-    shared = overlaps(found, [rule, equal])
+    shared, cosines = overlaps(found, [rule, equal]), _cosines(study, found)
+    alike = shared.groups, shared.matrix("jaccard").excess, "excess Jaccard of the selected heads"
     return Answers(
         selections=found,
         overlaps=shared,
         stability=stability(found),
         shared=shared_heads(found) if len(found.select(labels="real").tasks) > 1 else None,
-        cosines=_cosines(study, found),
-        transfer=_transfer(study, TRANSFER, found, shared),
-        heads=_transfer(study, HEADS, found, shared),
+        cosines=cosines,
+        transfer=_transfer(study, TRANSFER, found, *alike),
+        carried=None
+        if cosines is None
+        else _transfer(study, TRANSFER, found, cosines.groups, cosines.value, "cosine of offsets"),
+        heads=_transfer(study, HEADS, found, *alike),
         random_heads=_random_heads(study, found),
     )
 
@@ -243,13 +251,14 @@ def _random_heads(study: Readable, found: Selections) -> dict[str, float]:
     return {str(target): float(gain) for target, gain in gains.items()}
 
 
-def _transfer(study: Readable, name: str, found: Selections, shared: Overlaps) -> Transfer | None:
-    """A kept table, held against the overlap of the tasks' heads."""
+def _transfer(
+    study: Readable, name: str, found: Selections, groups: tuple[str, ...], alike: np.ndarray, what: str
+) -> Transfer | None:
+    """A kept table, held against how alike the tasks are: [group, group], and what that is."""
     frame = _measured(study, name, found)
     if frame is None or not len(known := frame[frame["source"] != RANDOM]):
         return None
-    matrix = shared.matrix("jaccard")
-    return transfer(known, matrix.excess, shared.groups, overlap_name="excess Jaccard of the selected heads")
+    return transfer(known, alike, groups, overlap_name=what)
 
 
 def _measured(study: Readable, name: str, found: Selections) -> pd.DataFrame | None:

@@ -170,6 +170,13 @@ def test_cosines_of_a_task_stand_beside_those_with_other_tasks_and_heads(cosines
     np.testing.assert_array_equal(matrix.values, cosines.value)
 
 
+def test_cells_are_written_without_their_leading_zero_alone(moved: Transfer) -> None:
+    gain = np.array([[-10.02, 0.5, -0.25], [20.05, 0.0, np.nan], [-0.001, 1.0, 0.1]])
+    [panel] = studies.transfer_sheet(dataclasses.replace(moved, gain=gain)).panels
+    assert panel.texts is not None
+    assert list(np.ravel(panel.texts)) == ["−10.02", "+.50", "−.25", "+20.05", "+.00", "", "−.00", "+1.00", "+.10"]
+
+
 def test_transfer_stands_over_overlap_pair_by_pair(moved: Transfer) -> None:
     points = study_charts.transfer_chart(moved).panels[0].series[0]
     assert moved.overlap is not None and len(points.x) == 6

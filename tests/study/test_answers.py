@@ -111,7 +111,11 @@ def test_keeping_replaces_nothing_but_an_earlier_copy(tmp_path: Path) -> None:
 def test_transfer_of_cells_that_were_not_asked_about_is_left_out(asked: Study) -> None:
     frame = asked.transfer(rows=2)
     expected = asked.ask()
-    assert expected.transfer is not None
+    assert expected.transfer is not None and expected.carried is not None and expected.cosines is not None
+    assert np.array_equal(expected.carried.gain, expected.transfer.gain, equal_nan=True)
+    assert expected.carried.overlap is not None and expected.carried.overlap_name == "cosine of offsets"
+    first, second = (expected.cosines.groups.index(name) for name in expected.carried.tasks)
+    assert expected.carried.overlap[0, 1] == expected.cosines.value[first, second]
     others = frame.assign(source_cell="other", target_cell="other", score=1e6)
     for name in (TRANSFER, HEADS):
         keep_table(asked, name, pd.concat([frame, others, others.assign(source=RANDOM, source_cell="")]))
