@@ -13,7 +13,8 @@
    the rates of an earlier grid in --out are taken (of the same task, or of that of --rates), or else the method's own.
 2. Each method with its rate over the pairs: seed and data draw 42, 43, … All its test rows are scored by likelihood;
    with --generate they are answered in writing, too. The first pair is that of the grid, whose Run is taken over.
-3. --tables: grid.csv, methods.csv and methods.md (see `analysis.compare_methods`).
+3. --tables: grid.csv, methods.csv and methods.md (see `analysis.compare_methods`), for each task a picture of them, and
+   where methods take several numbers of heads one of what each number gains.
 
 Whatever is finished in --out is not computed again: <out>/<task>/grid/<method>-<rate> and <out>/<task>/<method>-<pair>.
 Pairs are finished one after the other, for all methods, so that a campaign that is cut short compares what there is.
@@ -36,7 +37,7 @@ import torch
 import yaml
 
 import jola_interp as ji
-from jola_interp.analysis.methods_table import DRAW, LIKE, MethodsTable, compare_methods
+from jola_interp.analysis.methods_table import DRAW, LIKE, SIZE, MethodsTable, compare_methods
 from jola_interp.analysis.ranking import acting_units
 from jola_interp.edits.jola import JoLA
 from jola_interp.evaluation.tables import render
@@ -356,9 +357,17 @@ def write_tables(tables: dict[str, MethodsTable], options: argparse.Namespace) -
     notes = [f"\n{name}: {' '.join(table.notes)}\n" for name, table in tables.items()]
     text = "\n".join([render(frame[SCORES]), render(costs(frame))]).replace(" [nan, nan]", "")
     (folder / "methods.md").write_text(text + "".join(notes), encoding="utf-8")
+    for name, table in tables.items():
+        draw(table, folder, name.replace("/", "_"))
     grids = [file for name in tables if (file := folder_of(name, options) / "grid.csv").exists()]
     if grids:
         pd.concat([pd.read_csv(file) for file in grids]).to_csv(folder / "grid.csv", index=False)
+
+
+def draw(table: MethodsTable, folder: pathlib.Path, name: str) -> None:
+    ji.plots.save(ji.plots.methods(table, renderer="matplotlib"), folder / f"methods-{name}.png", dpi=110)
+    if len({facts.options.get(SIZE) for facts in table.methods.values()} - {None}) > 1:
+        ji.plots.save(ji.plots.heads_gain(table, renderer="matplotlib"), folder / f"heads-{name}.png", dpi=110)
 
 
 def costs(frame: pd.DataFrame) -> pd.DataFrame:

@@ -20,7 +20,9 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-FOLDER, RUNS = ROOT / "notebooks", ROOT / "figures" / "runs"
+FOLDER = ROOT / "notebooks"
+LOOKED_AT = (ROOT / "figures" / "runs", ROOT / "figures" / "studies")
+"""Which some notebooks look at."""
 SECONDS_EACH, SECONDS_ALL, SECONDS_STUCK = 120, 720, 600
 log = logging.getLogger("notebooks")
 
@@ -82,8 +84,9 @@ def run_all(keep: pathlib.Path | None = None) -> int:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         copy = pathlib.Path(folder, FOLDER.name)
         shutil.copytree(FOLDER, copy, ignore=shutil.ignore_patterns("runs", ".ipynb_checkpoints"))
-        if RUNS.exists():  # which some notebooks look at
-            shutil.copytree(RUNS, pathlib.Path(folder, RUNS.relative_to(ROOT)))
+        for place in LOOKED_AT:
+            if place.exists():
+                shutil.copytree(place, pathlib.Path(folder, place.relative_to(ROOT)))
         failed = sum(not run_one(path) for path in sorted(copy.glob("*.ipynb")))
         if keep is not None:
             keep.mkdir(parents=True, exist_ok=True)
