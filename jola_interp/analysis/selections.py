@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float
 
 from jola_interp import selection
@@ -60,7 +59,7 @@ class Selections:
         kinds: kinds of gates.
         origins: which training each is from.
         rule: under which heads count as selected, where no other is given.
-        norms: [run, operation, layer, head] ‖g_a a‖ and ‖g_m m‖ at inference; NaN where there are no vectors.
+        norms: [run, operation, layer, head] ‖a‖ and ‖m‖, whatever their gates say; NaN where there are no vectors.
         operations: additive, multiplicative.
         group: query heads that share a key-value head; 0 where every head has its own.
 
@@ -179,8 +178,9 @@ class Selections:
         return np.asarray(1 - np.prod(1 - each, axis=1))
 
     def sizes(self) -> Float[np.ndarray, "run layer head"]:
-        """How large each head's vectors are, without units: the norms of a and of m as they act at inference, each over
-        its root mean square in its Run, squared, added and rooted. 0 where nothing acts.
+        """How large each head's vectors are, without units: the norms of a and of m, each over its root mean square in
+        its Run, squared, added and rooted. Gates do not enter: where they are 0 or 1, the heads that act would be the
+        largest by construction.
 
         Raises:
             ValueError: selections without vectors.
@@ -287,8 +287,13 @@ def vectors_of(run: Run) -> Vectors:
 
 
 def _norms(run: Run, blank: np.ndarray) -> np.ndarray:
-    found = vectors_of(run)
-    norms = {name: np.asarray(torch.from_numpy(value).norm(dim=-1)) for name, value in found.items()}
+    if not vectors_of(run):
+        return np.stack([blank, blank])
+    edit: Any = run.edit
+    norms = {
+        name: np.asarray(value.detach().cpu().float().norm(dim=-1))
+        for name, value in edit.site("heads").vectors.items()
+    }
     return np.stack([norms.get(name, blank) for name in ("additive", "multiplicative")])
 
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 Over = Literal["runs", "seeds", "draws"]
 """Runs of a task that differ in anything · in the seed alone · in the data draw alone."""
 SELECTED, LARGEST = "selected", "largest vectors"
+SHUFFLED_RUNS = " (labels shuffled)"
+"""What is added to a task's name for its runs with shuffled labels."""
 NOGUEIRA, KUNCHEVA = "nogueira", "kuncheva"
 Z = 1.959963984540054
 
@@ -76,8 +78,9 @@ class Stability:
         sizes: [group] heads selected by each run.
         frequency: [group, layer, head] share of the runs that select a head; NaN where it is not editable.
         scores: each index of each way and group.
-        margins: group and index to how much more stable the selected heads are than those of the largest vectors,
-            paired by run (jackknife); p is NaN.
+        margins: group and index to how much further above chance the selected heads are than those of the largest
+            vectors, paired by run (jackknife); p is NaN. Both have a chance of their own: sets that prefer the same
+            layers are alike without it.
         labels: [layer, head] names.
         kv_group: query heads that share a key-value head; 0 where every head has its own.
         notes: what a reader must know.
@@ -103,6 +106,18 @@ class Stability:
             if (found.group, found.index, found.way) == (group, index, way):
                 return found
         raise ValueError(f"no {index!r} of {way!r} for {group!r}: groups are {', '.join(self.groups)}")
+
+    def above_chance(self, index: str = NOGUEIRA) -> dict[str, Estimate]:
+        """Way to the mean over tasks of its value less its chance, and "difference": selected less largest vectors.
+
+        Intervals: jackknife over tasks. Runs with shuffled labels do not count; p is NaN.
+        """
+        tasks = [name for name in self.groups if not name.endswith(SHUFFLED_RUNS)]
+        known = {(score.group, score.way): score.value - score.chance for score in self.scores if score.index == index}
+        ways = {way: np.array([known[task, way] for task in tasks]) for _, way in known if (tasks[0], way) in known}
+        if len(ways) > 1:
+            ways["difference"] = ways[SELECTED] - ways[LARGEST]
+        return {way: _over_tasks(values[np.isfinite(values)]) for way, values in ways.items()}
 
     def top(self, group: str, k: int) -> tuple[tuple[str, float], ...]:
         """The ``k`` heads of a group that most runs select: (label, share of runs)."""
@@ -268,12 +283,14 @@ def _scores(
     null = _null(asked, shuffle, len(found), draws, seed)
     made = [_score(name, one, null[:, place]) for place, one in enumerate(asked)]
     by_key = {(one.index, one.way): one for one in asked}
+    scores = {(one.index, one.way): one for one in made}
     margins = {}
     for index in (NOGUEIRA, KUNCHEVA):
         if (index, LARGEST) in by_key:
             ours, theirs = by_key[index, SELECTED], by_key[index, LARGEST]
-            value = float(ours.read(ours.of) - theirs.read(theirs.of))
-            margins[name, index] = estimate(value, _without(ours) - _without(theirs))
+            chance = scores[index, SELECTED].chance - scores[index, LARGEST].chance
+            value = scores[index, SELECTED].value - scores[index, LARGEST].value - chance
+            margins[name, index] = estimate(value, _without(ours) - _without(theirs) - chance)
     return made, margins
 
 
@@ -340,6 +357,14 @@ def _asymptotic(asked: _Asked) -> dict[str, float]:
     return {"asymptotic_low": low, "asymptotic_high": high}
 
 
+def _over_tasks(values: Float[np.ndarray, " task"]) -> Estimate:
+    if not len(values):
+        return estimate(math.nan, values)
+    return estimate(
+        values.mean(), np.array([np.delete(values, i).mean() for i in range(len(values) * (len(values) > 1))])
+    )
+
+
 def _without(asked: _Asked) -> Float[np.ndarray, " run"]:
     """The index without each run in turn."""
     return np.array([float(asked.read(np.delete(asked.of, i, axis=0))) for i in range(len(asked.of))])
@@ -349,7 +374,7 @@ def _groups(found: Selections, over: Over) -> dict[str, list[int]]:
     """Name to the places of its runs; groups of one run only where there is no other."""
     groups: dict[str, list[int]] = {}
     for place, one in enumerate(found.origins):
-        name = f"{one.task} (labels shuffled)" if one.labels == SHUFFLED else one.task
+        name = f"{one.task}{SHUFFLED_RUNS}" if one.labels == SHUFFLED else one.task
         held = {"runs": "", "seeds": f", data {one.draw}", "draws": f", seed {one.seed}"}[over]
         groups.setdefault(name + held, []).append(place)
     several = {name: runs for name, runs in groups.items() if len(runs) > 1}
@@ -369,5 +394,5 @@ def _notes(groups: dict[str, list[int]], draws: int, largest: bool) -> tuple[str
         "the rounded mean size.",
     ]
     if largest:
-        told.append("Largest vectors: as many heads a run, by the size of what acts at inference, gate included.")
+        told.append("Largest vectors: as many heads a run, by the norms of a and m, whatever their gates say.")
     return tuple(told)

@@ -247,21 +247,22 @@ def curves_chart(table: StudyCurves, x_label: str = "", y_label: str = "", x_log
 
 
 def _stability_panel(table: Stability, kept: Sequence[int], indices: Sequence[str], title: str) -> Panel:
-    """Bars of an index by task; a second index is that of the largest vectors, where it has one of its own."""
+    """Bars of an index by task, under each what chance gives; a second index is that of the largest vectors, where it
+    has one of its own."""
     series: list[Series] = []
+    chance: list[tuple[float, StabilityScore]] = []
     groups = [table.groups[i] for i in kept]
     for place, (way, colour) in enumerate(WAYS.items()):
         index = indices[min(place, len(indices) - 1)]
         found = [(row, score) for row, name in enumerate(groups) if (score := _score(table, name, index, way))]
         if found:
-            rows = np.array([row for row, _ in found]) + 0.28 * (place - 1)
+            rows = np.array([row for row, _ in found]) + 0.36 * (place - 0.6)
             values = [[getattr(score, end) for _, score in found] for end in ("value", "low", "high")]
             labels = tuple(f"p = {score.p:.2g}, {score.runs} runs" for _, score in found)
             series.append(_points(way, values, rows, colour, labels, look="bars", size=THICK))
-    chance = [(row, score) for row, name in enumerate(groups) if (score := _score(table, name, indices[0]))]
-    rows = np.array([row for row, _ in chance]) + 0.28
+            chance += [(row + 0.17, score) for row, (_, score) in zip(rows, found, strict=True)]
     values = [[getattr(score, f"chance{end}") for _, score in chance] for end in ("", "_low", "_high")]
-    series.append(_points(RANDOM, values, rows, style.GREY, ()))
+    series.append(_points(RANDOM, values, [row for row, _ in chance], style.GREY, (), size=5))
     names = [f"{table.groups[i]} ({len(table.sizes[i])} runs)" for i in kept]
     return _listed(tuple(series), names, "stability", (Rule("x", dash="solid"),), title)
 

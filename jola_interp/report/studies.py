@@ -8,6 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from jola_interp import plots
+from jola_interp.analysis.stability import LARGEST, SELECTED
 from jola_interp.analysis.study_curves import curves
 from jola_interp.report.page import figure, listed, section, table
 from jola_interp.study.answers import labels_of
@@ -203,7 +204,14 @@ def _stable(found: Stability) -> list[str]:
         one = found.score(group)
         ends = "" if math.isnan(one.low) else f" [{one.low:.2f}, {one.high:.2f}]"  # two runs have no interval
         parts.append(f"{group} {one.value:.2f}{ends} (random {one.chance:.2f}, p {one.p:.2g})")
-    return [f"Stability over runs (Nogueira's index): {'; '.join(parts)}."]
+    told = [f"Stability over runs (Nogueira's index): {'; '.join(parts)}."]
+    beside = found.above_chance()
+    if "difference" in beside:
+        told.append(
+            f"Above chance, mean over tasks: the selected heads {beside[SELECTED]}, as many with the largest vectors "
+            f"{beside[LARGEST]}, difference {beside['difference']}."
+        )
+    return told
 
 
 def _shared(found: SharedHeads) -> list[str]:

@@ -67,12 +67,12 @@ def test_p_open_of_a_head_is_that_of_either_gate() -> None:
     assert found.p_open()[0, 0, 0] == pytest.approx(1 - (1 - each[0]) * (1 - each[1]), rel=1e-6)
 
 
-def test_norms_are_those_of_the_edit_at_inference(tmp_path: Path) -> None:
+def test_norms_are_those_of_the_vectors_behind_their_gates(tmp_path: Path) -> None:
     run = trained(tmp_path, "a")
     found = selections([run])
     assert found.norms is not None
     for place, kind in enumerate(found.operations):
-        expected = run.edit.at_inference()[kind].norm(dim=-1).numpy()  # type: ignore[index]
+        expected = run.edit.site("heads").vectors[kind].detach().norm(dim=-1).numpy()
         np.testing.assert_allclose(found.norms[0, place], expected, rtol=1e-6)
 
 

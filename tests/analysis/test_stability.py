@@ -143,10 +143,27 @@ def test_stable_selections_beat_random_heads_and_unstable_vectors() -> None:
         selected, largest = table.score("a", index), table.score("a", index, LARGEST)
         assert selected.value > largest.value + 0.3 and selected.p < 0.01 < largest.p
         margin = table.margins["a", index]
-        assert margin.value == pytest.approx(selected.value - largest.value) and margin.mde > 0
+        above = [score.value - score.chance for score in (selected, largest)]
+        assert margin.value == pytest.approx(above[0] - above[1]) and margin.mde > 0
     assert {label for label, share in table.top("a", 3) if share == 1} == {"L0H1", "L2H3", "L4H5"}
     assert table.score("a", "rank additive").value > 0
     np.testing.assert_array_equal(table.frequency[0], stable().sets().mean(0))
+
+
+def test_vectors_that_prefer_the_same_layers_are_no_more_stable_than_chance() -> None:
+    """Their sets are alike, but so are random sets of their layers; the selection is alike beyond that."""
+    found = stable()
+    generator = np.random.default_rng(2)
+    steep = (100 ** np.arange(5))[None, None, :, None] * (1 + generator.random((4, 2, 5, 6)))
+    table = stability(dataclasses.replace(found, norms=steep.astype(np.float32)), draws=300)
+    selected, largest = table.score("a"), table.score("a", way=LARGEST)
+    assert largest.value > selected.value - 0.2 and largest.chance > 0.3 > selected.chance
+    above = table.above_chance()
+    assert above["difference"].value == pytest.approx(above[SELECTED].value - above[LARGEST].value)
+    assert (
+        table.margins["a", NOGUEIRA].value == pytest.approx(above["difference"].value)
+        and above["difference"].value > 0.2
+    )
 
 
 def test_largest_vectors_are_as_many_as_were_selected() -> None:

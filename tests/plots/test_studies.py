@@ -155,7 +155,7 @@ def test_bars_of_stability_bear_the_tables_values_beside_their_nulls(stable: Sta
         assert bars.look == "bars" and list(bars.x) == [score.value for score in scores]
         assert bars.low is not None and list(bars.low) == [score.low for score in scores]
     null = series_of(panel, study_charts.RANDOM)
-    assert list(null.x) == [stable.score(task).chance for task in TASKS]
+    assert list(null.x) == [stable.score(task, way=way).chance for way in (SELECTED, LARGEST) for task in TASKS]
     assert len(chart.panels) == 3 and "additive" in chart.panels[2].title
 
 
