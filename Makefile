@@ -86,7 +86,7 @@ wheel-check: $(STAMP) ## Build sdist and wheel; import every module from the whe
 lab: $(STAMP) ## Open the notebooks in JupyterLab
 	@cd notebooks && exec ../$(BIN)/jupyter lab $(if $(CI),--no-browser) $(ARGS)
 
-figures: $(STAMP) ## Draw every figure in figures/ anew, from the Runs in figures/runs
+figures: $(STAMP) ## Draw every figure in figures/ anew, from what figures/runs and figures/studies hold
 	@$(BIN)/python figures/make.py $(ARGS)
 
 runs: $(STAMP) ## Train the Runs in figures/runs anew (hours); ARGS="--source DIRECTORY" for local benchmarks

@@ -1,4 +1,4 @@
-"""What is JoLA worth beside other methods? All on the same rows and steps, each with as many trials as any other.
+"""What is JoLA worth beside other methods? All on the same rows and steps, with as many trials for one as for another.
 
     python benchmarks/methods.py --grid --tasks ioi                              a built-in task, the default methods
     python benchmarks/methods.py --grid --source DIRECTORY --tasks gem/e2e_nlg   benchmarks from local files
@@ -30,7 +30,7 @@ import shutil
 import statistics
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
@@ -125,6 +125,7 @@ def main() -> None:
     labels = [one.label for one in subjects]
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise SystemExit(f"--methods: {twice[0]} stands there twice")
+    check_likes(subjects)
     if options.dry_run:
         say(plan(subjects, options))
         return
@@ -212,17 +213,25 @@ def read_method(text: str) -> Subject:
     return Subject("-".join([name, *parts.values()]), "-".join([name, *tuned]), found, like)
 
 
+def check_likes(subjects: list[Subject]) -> None:
+    """Every ``like`` names a method before it that chooses heads with JoLA's gates, and the same one for each size."""
+    before: dict[str, Subject] = {}
+    named: dict[str, str] = {}
+    for one in subjects:
+        if one.like and (one.like not in before or not before[one.like].method.name.startswith("jola")):
+            known = ", ".join(label for label in before if label.startswith("jola")) or "none"
+            raise SystemExit(f"--methods: like={one.like} of {one.label} must be a jola method before it: {known}")
+        if one.like and named.setdefault(one.tuned, one.like) != one.like:
+            raise SystemExit(f"--methods: {one.tuned} is to be like {named[one.tuned]} and like {one.like}: choose one")
+        before[one.label] = one
+
+
 def with_counts(subject: Subject, runs: dict[str, ji.Run]) -> Subject:
     """The same with as many heads in each layer as ``like`` chose; ``runs``: label to Run of this pair."""
     if not subject.like:
         return subject
-    if subject.like not in runs:
-        raise SystemExit(f"--methods: {subject.label} needs {subject.like} before it; there are {', '.join(runs)}")
-    edit = runs[subject.like].edit
-    if isinstance(edit, JoLA):
-        counts = [sum(at == layer for _, at, _ in acting_units(edit)) for layer in range(edit.shape.layers)]
-    else:
-        counts = edit.masks()["heads"].sum(dim=1).tolist()
+    edit = cast(JoLA, runs[subject.like].edit)
+    counts = [sum(at == layer for _, at, _ in acting_units(edit)) for layer in range(edit.shape.layers)]
     return dataclasses.replace(subject, method=subject.method(like=counts))
 
 
@@ -317,7 +326,7 @@ def main_runs(model: ji.Model, name: str, subjects: list[Subject], options: argp
         for subject in subjects:
             subject = with_counts(subject, found)
             fields, out = subject.chosen(rates), main_folder(name, subject, seed, options)
-            if seed == FIRST_SEED and fields and not options.rates:
+            if seed == FIRST_SEED and fields and not options.rates and not subject.like:
                 take_over(trial_folder(name, subject, fields, options), out)
             run = train(model, task, subject, fields, out, seed, options)
             score(run, task, model, options)
@@ -365,7 +374,9 @@ def write_tables(tables: dict[str, MethodsTable], options: argparse.Namespace) -
 
 
 def draw(table: MethodsTable, folder: pathlib.Path, name: str) -> None:
-    ji.plots.save(ji.plots.methods(table, renderer="matplotlib"), folder / f"methods-{name}.png", dpi=110)
+    against = "reference" if any(one.difference for one in table.standings) else "base"
+    picture = ji.plots.methods(table, against=against, renderer="matplotlib")
+    ji.plots.save(picture, folder / f"methods-{name}.png", dpi=110)
     if len({facts.options.get(SIZE) for facts in table.methods.values()} - {None}) > 1:
         ji.plots.save(ji.plots.heads_gain(table, renderer="matplotlib"), folder / f"heads-{name}.png", dpi=110)
 
@@ -416,7 +427,8 @@ def planned(name: str, subjects: list[Subject], options: argparse.Namespace) -> 
             row = row_of(name, "main", subject, fields, out, options.max_steps)
             if options.grid and subject.rates:
                 row["rate"] = row["rate"] or "by the grid"
-                row["steps"] *= not (seed == FIRST_SEED and subject in tried(subjects))  # the grid's Run is taken over
+                taken = seed == FIRST_SEED and not subject.like and subject in tried(subjects)  # from the grid
+                row["steps"] *= not taken
             yield row
 
 

@@ -13,9 +13,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 import jola_interp as ji
 from jola_interp.cli import demo_run
-from jola_interp.report.studies import figures_of
+from jola_interp.report.studies import figures_of, in_words
 from jola_interp.study.answers import Answers
 
 HERE = Path(__file__).resolve().parent
@@ -29,14 +31,20 @@ All of it is made by `make figures` (this file too). `heads.png` and the other t
 (`figures/train.py`) trains those anew. The folders of `studies/` hold what the pictures in them are drawn from:
 `study.yaml`, a summary of each cell, and the gates, cosines and tables of transfer in `answers/`.
 """
-AGAIN = """It was made by the following (hours; it goes on where it was stopped), with the benchmarks as
-<suite>/<task> files in a directory `{source}`:
+AGAIN = {
+    "heads": """Made by these commands (hours; they go on where they were stopped), given outside this repository,
+where a directory `benchmarks` holds the benchmarks as <suite>/<task> files:
 
-    jola-interp study new runs/{name} --from figures/studies/{name}/study.yaml
-    jola-interp study run runs/{name} --threads 2
-    jola-interp study transfer runs/{name} --rows 50
-    jola-interp study transfer runs/{name} --retrain ioi --retrain gem/e2e_nlg --steps 50 --random 2
-    jola-interp study keep runs/{name} figures/studies/{name}"""
+    jola-interp study new heads --from REPOSITORY/figures/studies/heads/study.yaml
+    jola-interp study run heads --threads 2
+    jola-interp study transfer heads --rows 50
+    jola-interp study transfer heads --retrain ioi --retrain gem/e2e_nlg --steps 50 --random 2
+    jola-interp study keep heads REPOSITORY/figures/studies/heads
+
+`answers.txt` has the answers in words, the CSV files their numbers."""
+}
+PICTURES = "pictures.csv"
+"""What was drawn of a study, and what to see in it."""
 
 
 def main() -> None:
@@ -75,16 +83,20 @@ def draw_run(name: str) -> None:
 
 
 def draw_study(name: str) -> None:
-    """All that a study can be asked, as pictures and tables; older ones are removed."""
+    """All that a study can be asked, as pictures, tables and words; older ones are removed."""
     study, folder = ji.Study.load(HERE / name), HERE / name
     for file in [*folder.glob("*.png"), *folder.glob("*.csv")]:
         file.unlink()
-    found, frame = study.ask(), study.frame()
-    for picture, _, figure, _ in figures_of(found, frame, renderer="matplotlib"):
+    found, frame, drawn = study.ask(), study.frame(), []
+    for picture, heading, figure, see in figures_of(found, frame, renderer="matplotlib"):
         ji.plots.save(figure, folder / f"{picture}.png", dpi=110)
+        drawn.append({"file": f"{picture}.png", "question": heading, "see": see})
+    pd.DataFrame(drawn).to_csv(folder / PICTURES, index=False)
     frame.to_csv(folder / "cells.csv", index=False)
     for table, rows in tables(found).items():
         rows.to_csv(folder / f"{table}.csv", index=False)
+    said = [*in_words(found), *found.overlaps.notes]
+    (folder / "answers.txt").write_text("\n".join([*said, ""]), encoding="utf-8")
 
 
 def tables(found: Answers) -> dict[str, Any]:
@@ -96,9 +108,10 @@ def tables(found: Answers) -> dict[str, Any]:
     }
     if found.shared is not None:
         made |= {"shared_heads": found.shared.to_frame(), "shared_counts": found.shared.counts_frame()}
+        made["shared_kinds"] = found.shared.kinds_frame()
     if found.cosines is not None:
         made["offset_cosines"] = found.cosines.to_frame()
-    for name, one in (("transfer", found.transfer), ("heads", found.heads)):
+    for name, one in (("transfer", found.transfer), ("transfer_offsets", found.carried), ("heads", found.heads)):
         if one is not None:
             made[name] = one.to_frame()
     return made
@@ -138,12 +151,15 @@ def told(name: str, config: dict[str, Any]) -> str:
 
 def study_section(name: str) -> str:
     study = ji.Study.load(HERE / name)
-    tasks, seeds, model = (sorted({getattr(cell, axis) for cell in study.cells}) for axis in ("task", "seed", "model"))
-    about = f"{len(study)} Runs of {', '.join(model)} on {', '.join(tasks)}; seeds {', '.join(map(str, seeds))}."
-    again = AGAIN.format(name=study.path.name, source=study.design.source)
-    drawn = figures_of(study.ask(), study.frame(), renderer="matplotlib")
-    rows = [f"| `{picture}.png` | {heading} ({see}) |" for picture, heading, _, see in drawn]
-    return section(f"{name}/", f"{about} {again}", rows)
+    real = [cell for cell in study.cells if cell.labels == "real"]
+    tasks, seeds, models = (sorted({getattr(cell, axis) for cell in real}) for axis in ("task", "seed", "model"))
+    about = (
+        f"{len(real)} Runs of {', '.join(models)} on {', '.join(tasks)}, seeds {', '.join(map(str, seeds))}, and "
+        f"{len(study) - len(real)} with shuffled labels; see `study.yaml`."
+    )
+    drawn = pd.read_csv(HERE / name / PICTURES).itertuples()
+    rows = [f"| `{one.file}` | {one.question} ({one.see}) |" for one in drawn]
+    return section(f"{name}/", f"{about} {AGAIN.get(study.path.name, '')}".rstrip(), rows)
 
 
 def section(title: str, about: str, rows: list[str]) -> str:

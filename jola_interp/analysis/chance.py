@@ -131,6 +131,14 @@ def estimate(value: float, without: Float[np.ndarray, " left"], p: float = math.
     return Estimate(float(value), float(value) - half, float(value) + half, float(p), int(n), mde)
 
 
+def mean_over(values: Float[np.ndarray, " part"]) -> Estimate:
+    """Mean of the finite ones with the interval over them; NaN where there is none."""
+    known = np.asarray(values)[np.isfinite(values)]
+    if not len(known):
+        return estimate(math.nan, known)
+    return estimate(known.mean(), np.array([np.delete(known, i).mean() for i in range(len(known)) if len(known) > 1]))
+
+
 def student(n: float) -> float:
     """The .975 quantile of Student's t with n − 1 degrees of freedom."""
     from scipy import stats

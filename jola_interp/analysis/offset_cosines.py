@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jola_interp.analysis.chance import Estimate, estimate, reached
+from jola_interp.analysis.chance import Estimate, mean_over, reached
 from jola_interp.analysis.run_pairs import (
     Cells,
     RunGroups,
@@ -63,7 +63,7 @@ class OffsetCosines:
         d_head: components of an offset: random directions have a cosine of 0 ± 1/sqrt(d_head).
         notes: what a reader must know.
         shuffled: [task] mean over pairs of a task's runs with its runs with shuffled labels; None without such pairs.
-        content: over tasks, other seeds of one task less ``shuffled``.
+        content: over the tasks that have both, other seeds of one task less ``shuffled``.
     """
 
     groups: tuple[str, ...]
@@ -91,14 +91,18 @@ class OffsetCosines:
 
     def to_frame(self) -> pd.DataFrame:
         """One row per two groups: first, second, pairs, heads, value, low, high, chance, chance_low, chance_high, p,
-        adjusted."""
+        adjusted; of a task with itself ``shuffled``, too."""
         import pandas as pd
 
         first, second = np.triu_indices(len(self.groups))
         names = np.array(self.groups, dtype=object)
         told = ("pairs", "heads", "value", "low", "high", "chance", "chance_low", "chance_high", "p", "adjusted")
         values = {name: getattr(self, name)[first, second] for name in told}
-        return pd.DataFrame({"first": names[first], "second": names[second], **values})
+        frame = pd.DataFrame({"first": names[first], "second": names[second], **values})
+        if self.shuffled is None:
+            return frame
+        own = np.append(self.shuffled, np.full(len(self.groups) - self.tasks, np.nan))
+        return frame.assign(shuffled=np.where(first == second, own[first], np.nan))
 
     def runs_frame(self) -> pd.DataFrame:
         """One row per pair of runs, those that share a seed too: first, second, heads, value."""
@@ -118,8 +122,11 @@ class OffsetCosines:
         )
         if self.shuffled is None or self.content is None:
             return told
-        mean = np.nanmean(self.shuffled)
-        return f"{told} With the task's own rows under shuffled labels {mean:+.3f}, which is {self.content} less."
+        mean = np.nanmean(np.where(np.isfinite(np.diagonal(self.value)[: self.tasks]), self.shuffled, np.nan))
+        return (
+            f"{told} With the task's own rows under shuffled labels {mean:+.3f}, {self.content} less "
+            f"({self.content.n} tasks)."
+        )
 
 
 def offset_cosines(
@@ -224,6 +231,7 @@ def _table(
     value, (low, high) = cells.means(observed), cells.intervals(observed)
     p, asked = reached(value, null), questions(groups, observed, null, seed)
     shuffled = with_own_shuffled(found, groups, observed)
+    less = np.diagonal(value)[: groups.tasks] - shuffled
     return OffsetCosines(
         groups=groups.names,
         tasks=groups.tasks,
@@ -246,16 +254,8 @@ def _table(
         d_head=d_head,
         notes=_notes(found, len(null), groups.together),
         shuffled=shuffled if np.isfinite(shuffled).any() else None,
-        content=_content(np.diagonal(value)[: groups.tasks] - shuffled),
+        content=mean_over(less) if np.isfinite(less).any() else None,
     )
-
-
-def _content(less: Float[np.ndarray, " task"]) -> Estimate | None:
-    """Mean over the tasks that have both, and its interval over them."""
-    known = less[np.isfinite(less)]
-    if not len(known):
-        return None
-    return estimate(known.mean(), np.array([np.delete(known, i).mean() for i in range(len(known)) if len(known) > 1]))
 
 
 def _over_draws(

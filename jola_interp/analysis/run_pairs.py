@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from jola_interp.analysis.chance import Estimate, adjusted, estimate, jackknife_errors, reached, student
-from jola_interp.analysis.selections import SHUFFLED, Selections
+from jola_interp.analysis.selections import SHUFFLED, SHUFFLED_RUNS, Selections
 
 SHUFFLED_GROUP = "labels shuffled"
 Means = Float[np.ndarray, "*draw group group"]
@@ -131,7 +131,7 @@ def named(found: Selections, place: int) -> str:
     """A run as tables call it."""
     one = found.origins[place]
     draw = "" if one.draw is None else f", data {one.draw}"
-    return f"{one.task}{' (labels shuffled)' if one.labels == SHUFFLED else ''}, seed {one.seed}{draw}"
+    return f"{one.task}{SHUFFLED_RUNS if one.labels == SHUFFLED else ''}, seed {one.seed}{draw}"
 
 
 def adjusted_cells(found: Float[np.ndarray, "group group"], null: Means) -> Float[np.ndarray, "group group"]:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 REAL, SHUFFLED = "real", "shuffled"
+SHUFFLED_RUNS = " (labels shuffled)"
+"""What is added to a task's name for its runs with shuffled labels."""
 """Whether the answers that a Run was trained on are those of its task."""
 Vectors = Mapping[str, Float[np.ndarray, "layer head d_head"]]
 
@@ -59,7 +61,7 @@ class Selections:
         kinds: kinds of gates.
         origins: which training each is from.
         rule: under which heads count as selected, where no other is given.
-        norms: [run, operation, layer, head] ‖a‖ and ‖m‖, whatever their gates say; NaN where there are no vectors.
+        norms: [run, operation, layer, head] ‖a‖ and ‖m‖ without the final gates; NaN where there are no vectors.
         operations: additive, multiplicative.
         group: query heads that share a key-value head; 0 where every head has its own.
 
@@ -179,8 +181,8 @@ class Selections:
 
     def sizes(self) -> Float[np.ndarray, "run layer head"]:
         """How large each head's vectors are, without units: the norms of a and of m, each over its root mean square in
-        its Run, squared, added and rooted. Gates do not enter: where they are 0 or 1, the heads that act would be the
-        largest by construction.
+        its Run, squared, added and rooted. Final gates do not enter: where they are 0 or 1, the heads that act would be
+        the largest by construction. Their history does: behind a gate that is shut nothing trains.
 
         Raises:
             ValueError: selections without vectors.
@@ -289,11 +291,8 @@ def vectors_of(run: Run) -> Vectors:
 def _norms(run: Run, blank: np.ndarray) -> np.ndarray:
     if not vectors_of(run):
         return np.stack([blank, blank])
-    edit: Any = run.edit
-    norms = {
-        name: np.asarray(value.detach().cpu().float().norm(dim=-1))
-        for name, value in edit.site("heads").vectors.items()
-    }
+    part = run.edit.site("heads")
+    norms = {name: part.vector(name).detach().cpu().float().norm(dim=-1).numpy() for name in part.operations}
     return np.stack([norms.get(name, blank) for name in ("additive", "multiplicative")])
 
 

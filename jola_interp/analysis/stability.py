@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 from jaxtyping import Bool, Float
 
-from jola_interp.analysis.chance import DRAWS, Estimate, LayerShuffle, estimate, reached
-from jola_interp.analysis.selections import SHUFFLED, Given, Selections, as_selections, one_kind
+from jola_interp.analysis.chance import DRAWS, Estimate, LayerShuffle, estimate, mean_over, reached
+from jola_interp.analysis.selections import SHUFFLED, SHUFFLED_RUNS, Given, Selections, as_selections, one_kind
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 Over = Literal["runs", "seeds", "draws"]
 """Runs of a task that differ in anything · in the seed alone · in the data draw alone."""
 SELECTED, LARGEST = "selected", "largest vectors"
-SHUFFLED_RUNS = " (labels shuffled)"
-"""What is added to a task's name for its runs with shuffled labels."""
 NOGUEIRA, KUNCHEVA = "nogueira", "kuncheva"
 Z = 1.959963984540054
 
@@ -79,8 +77,8 @@ class Stability:
         frequency: [group, layer, head] share of the runs that select a head; NaN where it is not editable.
         scores: each index of each way and group.
         margins: group and index to how much further above chance the selected heads are than those of the largest
-            vectors, paired by run (jackknife); p is NaN. Both have a chance of their own: sets that prefer the same
-            layers are alike without it.
+            vectors, paired by run (jackknife, with chance held fixed); p is NaN. Each has a chance of its own: sets
+            that prefer the same layers are alike by it.
         labels: [layer, head] names.
         kv_group: query heads that share a key-value head; 0 where every head has its own.
         notes: what a reader must know.
@@ -108,16 +106,24 @@ class Stability:
         raise ValueError(f"no {index!r} of {way!r} for {group!r}: groups are {', '.join(self.groups)}")
 
     def above_chance(self, index: str = NOGUEIRA) -> dict[str, Estimate]:
-        """Way to the mean over tasks of its value less its chance, and "difference": selected less largest vectors.
+        """Way to the mean over groups of its value less its chance, and "difference": selected less largest vectors.
 
-        Intervals: jackknife over tasks. Runs with shuffled labels do not count; p is NaN.
+        Intervals: jackknife over groups. Only groups with real labels and a value of every way count; p is NaN.
+
+        Raises:
+            ValueError: another index.
         """
-        tasks = [name for name in self.groups if not name.endswith(SHUFFLED_RUNS)]
-        known = {(score.group, score.way): score.value - score.chance for score in self.scores if score.index == index}
-        ways = {way: np.array([known[task, way] for task in tasks]) for _, way in known if (tasks[0], way) in known}
-        if len(ways) > 1:
-            ways["difference"] = ways[SELECTED] - ways[LARGEST]
-        return {way: _over_tasks(values[np.isfinite(values)]) for way, values in ways.items()}
+        if index not in self.indices:
+            raise ValueError(f"index must be one of {', '.join(self.indices)}; got {index!r}")
+        known = [one for one in self.scores if one.index == index and SHUFFLED_RUNS not in one.group]
+        above = {
+            way: np.array([one.value - one.chance for one in known if one.way == way])
+            for way in dict.fromkeys(one.way for one in known)
+        }
+        if len(above) > 1:
+            above["difference"] = above[SELECTED] - above[LARGEST]
+        whole = np.isfinite(np.stack(list(above.values()))).all(0) if above else np.array([], dtype=bool)
+        return {way: mean_over(values[whole]) for way, values in above.items()}
 
     def top(self, group: str, k: int) -> tuple[tuple[str, float], ...]:
         """The ``k`` heads of a group that most runs select: (label, share of runs)."""
@@ -357,14 +363,6 @@ def _asymptotic(asked: _Asked) -> dict[str, float]:
     return {"asymptotic_low": low, "asymptotic_high": high}
 
 
-def _over_tasks(values: Float[np.ndarray, " task"]) -> Estimate:
-    if not len(values):
-        return estimate(math.nan, values)
-    return estimate(
-        values.mean(), np.array([np.delete(values, i).mean() for i in range(len(values) * (len(values) > 1))])
-    )
-
-
 def _without(asked: _Asked) -> Float[np.ndarray, " run"]:
     """The index without each run in turn."""
     return np.array([float(asked.read(np.delete(asked.of, i, axis=0))) for i in range(len(asked.of))])
@@ -394,5 +392,8 @@ def _notes(groups: dict[str, list[int]], draws: int, largest: bool) -> tuple[str
         "the rounded mean size.",
     ]
     if largest:
-        told.append("Largest vectors: as many heads a run, by the norms of a and m, whatever their gates say.")
+        told.append(
+            "Largest vectors: as many heads a run, by the norms of a and m without the final gates. The two ways are "
+            "not independent: behind a gate that is shut nothing trains."
+        )
     return tuple(told)

@@ -82,7 +82,7 @@ def offset_agreement(table: OffsetCosines, renderer: Renderer = "plotly", width:
 
 
 def transfer_against_overlap(table: Transfer, renderer: Renderer = "plotly", width: float | None = None) -> Any:
-    """Relative gain over the overlap of the heads, a point for each ordered pair of tasks.
+    """Relative gain over how alike two tasks are, a point for each ordered pair of tasks.
 
     Args:
         table: what :func:`~jola_interp.analysis.transfer.transfer` gave, with overlaps.
@@ -174,7 +174,7 @@ def cosine_chart(table: OffsetCosines) -> Chart:
         series.append(
             _points("the task under shuffled labels", [table.shuffled], places[: table.tasks], style.PURPLE, ())
         )
-    at = [(i, j) for i in range(len(rows)) for j in range(len(rows)) if i != j]
+    at = [(i, j) for i in range(len(rows)) for j in range(table.tasks) if i != j]  # shuffled runs of all tasks: a row
     if at:
         values = [[table.value[i, j] for i, j in at]]
         spread = [places[i] + 0.25 * ((j + 0.5) / len(rows) - 0.5) + 0.06 for i, j in at]

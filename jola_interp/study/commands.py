@@ -115,9 +115,7 @@ def report_command(
 @app.command("keep")
 def keep_command(folder: Folder, path: Annotated[Path, typer.Argument(help="Where to.")]) -> None:
     """Copy what the study can be read and drawn from, without its Runs."""
-    study = Study.load(folder)
-    study.ask()
-    typer.echo(str(study.keep(path)))
+    typer.echo(str(Study.load(folder).keep(path)))
 
 
 @app.command("table")
