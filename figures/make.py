@@ -108,7 +108,8 @@ def tables(found: Answers) -> dict[str, Any]:
     }
     if found.shared is not None:
         made |= {"shared_heads": found.shared.to_frame(), "shared_counts": found.shared.counts_frame()}
-        made["shared_kinds"] = found.shared.kinds_frame()
+        kinds = found.shared.kinds_frame()
+        made["shared_kinds"] = kinds.assign(run=[Path(run).parent.name for run in kinds["run"]])  # no path
     if found.cosines is not None:
         made["offset_cosines"] = found.cosines.to_frame()
     for name, one in (("transfer", found.transfer), ("transfer_offsets", found.carried), ("heads", found.heads)):
