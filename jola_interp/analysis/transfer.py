@@ -209,7 +209,7 @@ def _interval(above: Float[np.ndarray, " row"], below: Float[np.ndarray, " row"]
 def _notes(rows: Int[np.ndarray, "source target"], lost: int, mantel: Mantel | None) -> tuple[str, ...]:
     counts: Mapping[str, int] = {"least": int(rows[rows > 0].min()), "most": int(rows.max())}
     span = str(counts["least"]) if counts["least"] == counts["most"] else f"{counts['least']} to {counts['most']}"
-    told = [f"Gain over the target's base as a share of its own edit's; {span} rows a pair of tasks."]
+    told = [f"Gain over the target's base as a share of its own edit's; {span} pairs of Runs for two tasks."]
     if lost:
         told.append(f"{lost} pairs of tasks have no share: the target's own edit gains nothing.")
     return (*told, mantel.sentence()) if mantel else tuple(told)
